@@ -1,0 +1,54 @@
+# `make train` and `make test` are the two commands to start with: each does the set-up that it needs.
+
+PYTHON ?= python3
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test format format-check lint types check bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED)  ## make .venv and install the pinned versions
+
+# The stamp is written last, so that a failed install is tried again; its age makes a repeated set-up instant.
+$(INSTALLED): pyproject.toml constraints.txt
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("PathMoE needs Python 3.11 or newer; \
+	$(PYTHON) is %d.%d. Name a newer one: make setup PYTHON=python3.12" % v[:2])'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing the pinned versions into $(VENV) (the first time takes minutes)"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup  ## train the tiny PathB4 model; goes on where it stopped
+	@$(PY) train.py fit --config configs/tiny.yaml --config configs/routers/path_b4.yaml --ckpt_path last
+
+test: setup  ## run the whole test suite
+	@$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal --durations 8 --durations-min 5
+
+format: setup  ## format the code and sort its imports
+	@$(PY) -m ruff check --quiet --select I --fix .
+	@$(PY) -m ruff format .
+
+format-check: setup
+	@$(PY) -m ruff format --check .
+
+lint: setup  ## check the style
+	@$(PY) -m ruff check .
+
+types: setup  ## check the types
+	@$(PY) -m mypy
+
+check: format-check lint types test  ## everything that CI checks
+
+bench: setup  ## time training steps against transformers' OLMoE
+	@$(PY) -m pathmoe.training.bench
+
+clean:  ## remove caches and build products; keeps .venv and runs
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,13 @@
+"""Path analysis of MoE routers: pure functions over arrays of expert ids, with streaming accumulators."""
+
+from pathmoe_eval.agreement import AdjacentAgreement, AdjacentCounts, adjacent_agreement
+from pathmoe_eval.paths import PathCounts, PathEntropy, path_entropy
+
+__all__ = [
+    "AdjacentAgreement",
+    "AdjacentCounts",
+    "PathCounts",
+    "PathEntropy",
+    "adjacent_agreement",
+    "path_entropy",
+]

@@ -1,0 +1,16 @@
+"""PathMoE: train, compare and look inside path-constrained Mixture-of-Experts language models.
+
+Importing it makes the model known to transformers' Auto classes.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.model import PathMoEForCausalLM, PathMoEModel
+
+__all__ = ["PathMoEConfig", "PathMoEForCausalLM", "PathMoEModel"]
+__version__ = "0.1.0"
+
+AutoConfig.register("pathmoe", PathMoEConfig)
+AutoModel.register(PathMoEConfig, PathMoEModel)
+AutoModelForCausalLM.register(PathMoEConfig, PathMoEForCausalLM)

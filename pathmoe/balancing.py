@@ -1,0 +1,89 @@
+"""Load balancing: the Switch loss, the z-loss, and selection biases without a loss. All per layer, then averaged."""
+
+# Shapes: T tokens, E experts, K experts per token, L deciding layers.
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pathmoe.routing import Routing, expert_scores, tokens_per_expert
+
+
+def switch_loss(
+    routing: Routing, scoring_func: str, token_mask_T: Tensor | None = None, load_E: Tensor | None = None
+) -> Tensor:
+    """Switch load-balancing loss of one layer: E * sum_e f_e P_e (Fedus et al. 2021, equations 4-6).
+
+    f_e is the number of tokens that chose expert e over the number of tokens: it sums to K over experts, as in
+    transformers (OLMoE) and not to 1, so that the loss of a uniform load is K. P_e is the mean over tokens of the score
+    of e among all experts; sigmoid scores are first scaled to sum to one, or shrinking them all would lower the loss.
+
+    Args:
+        routing: logits and expert ids are read; the gradient reaches the logits through P alone.
+        scoring_func: "softmax" or "sigmoid".
+        token_mask_T: [T] bool, False for padding, which counts neither in f nor in P.
+        load_E: [E] tokens per expert to take f from instead of this routing's: those of the global batch so far.
+
+    Returns:
+        Scalar fp32.
+    """
+    num_experts = routing.logits_TE.shape[-1]
+    scores_TE = expert_scores(routing.logits_TE, scoring_func)
+    if scoring_func == "sigmoid":
+        scores_TE = scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + torch.finfo(torch.float32).tiny)
+    if load_E is None:
+        load_E = tokens_per_expert(routing.expert_ids_TK, num_experts, token_mask_T)
+    load_E = load_E.float()
+    num_choices = routing.expert_ids_TK.shape[-1]
+    fraction_E = num_choices * load_E / load_E.sum().clamp(min=1)
+    return num_experts * (fraction_E * _masked_mean(scores_TE, token_mask_T)).sum()
+
+
+def z_loss(logits_TE: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
+    """Mean over tokens of the squared log-sum-exp of router logits (ST-MoE, Zoph et al. 2022, equation 5)."""
+    return _masked_mean(logits_TE.float().logsumexp(dim=-1).square(), token_mask_T)
+
+
+def _masked_mean(values: Tensor, token_mask_T: Tensor | None) -> Tensor:
+    if token_mask_T is None:
+        return values.mean(dim=0)
+    mask = token_mask_T.float().view(-1, *[1] * (values.dim() - 1))
+    return (values * mask).sum(dim=0) / mask.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def expert_load(routings: Sequence[Routing], token_mask_T: Tensor | None = None) -> Tensor:
+    """Tokens per expert of each deciding layer: [L, E] int64, without padding.
+
+    Args:
+        routings: of the deciding layers, so that a shared decision counts once.
+        token_mask_T: [T] bool, False for padding.
+    """
+    num_experts = routings[0].logits_TE.shape[-1]
+    return torch.stack([tokens_per_expert(r.expert_ids_TK, num_experts, token_mask_T) for r in routings])
+
+
+@torch.no_grad()
+def sum_over_ranks(load_LE: Tensor) -> Tensor:
+    """The load of all data-parallel ranks; on one process, the load itself."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        load_LE = load_LE.clone()
+        dist.all_reduce(load_LE)
+    return load_LE
+
+
+@torch.no_grad()
+def update_selection_bias(selection_bias_E: Tensor, load_E: Tensor, rate: float) -> None:
+    """Raise the bias of underloaded experts by `rate` and lower that of overloaded ones, in place.
+
+    b_e += rate * sign(mean load - load_e) (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+
+    Args:
+        selection_bias_E: [E] fp32.
+        load_E: [E] tokens per expert of the whole optimizer step, all ranks and micro-batches.
+        rate: step size, in units of score.
+    """
+    # Times E, integers stay integers: the mean of a large balanced load would round to another number than the load.
+    selection_bias_E.add_(torch.sign(load_E.sum() - load_E.numel() * load_E), alpha=rate)

@@ -1,0 +1,86 @@
+"""Loaders of prepared blocks. They hold no position: a micro-batch is a function of its step number.
+
+Neither is a `torch.utils.data.DataLoader`, so Lightning takes them as they are: it neither puts its own distributed
+sampler in, nor advises on workers.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pathmoe.data.blocks import Blocks
+from pathmoe.data.order import BatchGeometry, block_indices
+
+Batch = dict[str, Any]
+
+
+class MicroBatches(Dataset[Batch]):
+    """Every micro-batch that one rank will ever train on; number `step * accumulate_grad_batches + micro_batch`."""
+
+    def __init__(self, blocks: Blocks, geometry: BatchGeometry, seed: int) -> None:
+        self.blocks = blocks
+        self.geometry = geometry
+        self.seed = seed
+        self._num_items: tuple[int, int] | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        """The contract's tensors, with `num_items`, `step` and `micro_batch`."""
+        step, micro_batch = divmod(number, self.geometry.accumulate_grad_batches)
+        positions = self.geometry.micro_batch_positions(step, micro_batch)
+        batch = self.blocks.batch(block_indices(positions, len(self.blocks), self.seed))
+        return {**batch, "num_items": self._targets_of(step), "step": step, "micro_batch": micro_batch}
+
+    def _targets_of(self, step: int) -> int:
+        """Targets of the whole global batch: every rank computes the same number, without communication."""
+        if self._num_items is None or self._num_items[0] != step:
+            indices = block_indices(self.geometry.step_positions(step), len(self.blocks), self.seed)
+            self._num_items = step, int(self.blocks.num_targets[indices].sum())
+        return self._num_items[1]
+
+
+class TrainLoader:
+    """Endless micro-batches of one rank, from the optimizer step that `current_step()` gives when iteration begins."""
+
+    def __init__(self, micro_batches: MicroBatches, current_step: Callable[[], int], num_workers: int = 0) -> None:
+        self.micro_batches = micro_batches
+        self.current_step = current_step
+        self.num_workers = num_workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Micro-batches in order, made by the workers where there are any."""
+        first = self.current_step() * self.micro_batches.geometry.accumulate_grad_batches
+        # Lightning has no end to count to, so a length of the sampler that is never reached does no harm.
+        numbers = range(first, sys.maxsize)
+        yield from DataLoader(self.micro_batches, sampler=numbers, batch_size=None, num_workers=self.num_workers)
+
+
+class ValidationLoader:
+    """All blocks of a split once, in order, shared out over the ranks.
+
+    Every rank gets the same number of batches, since a forward under FSDP waits for the other ranks; no block is
+    repeated or padded for that: the sizes of the batches differ by one at most.
+    """
+
+    def __init__(self, blocks: Blocks, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if len(blocks) < world_size:
+            raise ValueError(
+                f"data.source: its validation split has {len(blocks)} blocks, fewer than there are ranks "
+                f"({world_size}); raise data.validation_fraction or data.validation_documents"
+            )
+        self.blocks = blocks
+        per_rank = min(-(-len(blocks) // (micro_batch_size * world_size)), len(blocks) // world_size)
+        edges = np.linspace(0, len(blocks), per_rank * world_size + 1).astype(np.int64)
+        self.ranges = [(int(edges[i]), int(edges[i + 1])) for i in range(rank, per_rank * world_size, world_size)]
+
+    def __len__(self) -> int:
+        """Batches on this rank, the same on all."""
+        return len(self.ranges)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The contract's tensors, without the keys that only training needs."""
+        for start, stop in self.ranges:
+            yield self.blocks.batch(np.arange(start, stop))

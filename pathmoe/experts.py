@@ -1,0 +1,80 @@
+"""The routed experts, and our dispatch as an experts implementation of transformers."""
+
+# Shapes: T tokens, D hidden, E experts, K experts per token, F expert width.
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate, use_experts_implementation
+
+from pathmoe.config import PathMoEConfig
+from pathmoe_kernels import expert_mlp
+
+
+@use_experts_implementation
+class Experts(nn.Module):
+    """SwiGLU experts as two 3-D parameters, in the layout that transformers' MoE models share."""
+
+    def __init__(self, config: PathMoEConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size)
+        )
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.moe_intermediate_size))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Weighted sum [T, D] of each token's experts; `experts_implementation="eager"` runs this plain loop."""
+        sum_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        output_TD = torch.zeros(hidden_states.shape, dtype=sum_dtype, device=hidden_states.device)
+        for e in range(self.num_experts):
+            token, choice = (top_k_index == e).nonzero(as_tuple=True)
+            gate, up = nn.functional.linear(hidden_states[token], self.gate_up_proj[e]).chunk(2, dim=-1)
+            expert_output = nn.functional.linear(self.act_fn(gate) * up, self.down_proj[e])
+            output_TD = output_TD.index_add(0, token, expert_output.to(sum_dtype) * top_k_weights[token, choice, None])
+        return output_TD.to(hidden_states.dtype)
+
+
+def pathmoe_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Our kernels for any experts module of transformers: `experts_implementation="pathmoe"`.
+
+    Args:
+        experts: module with `gate_up_proj` [E, 2F, D] and `down_proj` [E, D, F].
+        hidden_states: [T, D].
+        top_k_index: [T, K] integer.
+        top_k_weights: [T, K].
+
+    Raises:
+        ValueError: experts of another form: biases, interleaved or transposed weights, a gate of their own, ....
+    """
+    _refuse_other_forms(experts)
+    output_TD = expert_mlp(hidden_states, top_k_index, top_k_weights, experts.gate_up_proj, experts.down_proj)
+    return output_TD.to(hidden_states.dtype)
+
+
+def _refuse_other_forms(experts: Any) -> None:
+    activation = getattr(experts, "act_fn", None)
+    unsupported = {
+        "biases": experts.has_bias,
+        "transposed weights": experts.is_transposed,
+        "interleaved gate and up": not experts.is_concatenated,
+        "no gate": not experts.has_gate,
+        "a norm after each expert": experts.has_post_expert_norm,
+        "a gate of their own": type(experts)._apply_gate is not _default_apply_gate,
+        "an activation other than SiLU": not (
+            activation is nn.functional.silu or isinstance(activation, nn.SiLU | type(ACT2FN["silu"]))
+        ),
+        "expert parallelism by transformers": experts._is_expert_parallel,
+    }
+    found = [form for form, present in unsupported.items() if present]
+    if found:
+        raise ValueError(
+            f"experts_implementation (pathmoe) does not serve {type(experts).__name__}, which has {', '.join(found)}; "
+            "use experts_implementation=grouped_mm"
+        )
+
+
+ALL_EXPERTS_FUNCTIONS.register("pathmoe", pathmoe_experts_forward)

@@ -1,0 +1,62 @@
+"""The MoE layer: route, then dispatch, experts and combine."""
+
+# Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, P router state width.
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.experts import Experts
+from pathmoe.routers import Router
+from pathmoe.routing import Routing, decide
+
+
+class MoELayer(nn.Module):
+    """Routed experts and shared experts. The router is the model's and is handed in."""
+
+    def __init__(self, config: PathMoEConfig, decides: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.experts = Experts(config)
+        self.shared_experts = (
+            Qwen2MoeMLP(config, config.n_shared_experts * config.moe_intermediate_size)
+            if config.n_shared_experts
+            else None
+        )
+        self.selection_bias_E: Tensor | None
+        bias = torch.zeros(config.num_experts) if decides and config.router_bias_update_rate else None
+        self.register_buffer("selection_bias_E", bias)
+
+    def forward(
+        self, x_BSD: Tensor, router: "Router | partial | None", previous: Routing | None, noise_TE: Tensor | None
+    ) -> tuple[Tensor, Routing]:
+        """Output [B, S, D] and the routing it took.
+
+        Args:
+            x_BSD: [B, S, D] normalised hidden states.
+            router: from hidden states and state to logits and state, for a layer that decides; None for a follower.
+            previous: the last decision, which a follower takes over and a recurrent router continues.
+            noise_TE: [T, E] noise on the logits.
+        """
+        x_TD = x_BSD.flatten(0, 1)
+        routing = self.route(x_TD, router, previous, noise_TE)
+        # The experts interface of transformers takes dispatch, experts and combine in one call.
+        y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.expert_weights_TK)
+        if self.shared_experts is not None:
+            y_TD = y_TD + self.shared_experts(x_TD)
+        return y_TD.view_as(x_BSD), routing
+
+    def route(
+        self, x_TD: Tensor, router: "Router | partial | None", previous: Routing | None, noise_TE: Tensor | None
+    ) -> Routing:
+        """This layer's decision, or the previous one where it follows."""
+        if router is None:
+            assert previous is not None, "the first MoE layer decides"
+            return previous
+        logits_TE, state_TP = router(x_TD, state_TP=None if previous is None else previous.router_state_TP)
+        if noise_TE is not None:
+            logits_TE = logits_TE + noise_TE
+        return decide(logits_TE, self.config, self.selection_bias_E, state_TP)

@@ -1,0 +1,1 @@
+"""Training on Lightning: optimizers, schedules, the module and its command line."""

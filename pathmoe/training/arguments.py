@@ -1,0 +1,114 @@
+"""Command-line arguments before they are parsed: shipped configs by name, and the saved config of a checkpoint."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from pathmoe.training.run_folder import (
+    LAST_CHECKPOINT,
+    default_run_folder,
+    newest_run_folder,
+    resolve_checkpoint,
+    saved_config,
+)
+
+
+def config_folder() -> Path:
+    """Where the shipped configs lie: inside the installed package, or in the repository that it is edited in."""
+    packaged = Path(str(resources.files("pathmoe"))) / "configs"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "configs"
+
+
+def find_config(name: str) -> str:
+    """A path for `--config`: the file itself, or the shipped config of that name or path (`tiny`, `routers/omni`).
+
+    Raises:
+        ValueError: neither; or several shipped configs of that name.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = config_folder()
+    stem = name.removeprefix("configs/").removesuffix(".yaml")
+    if (shipped / f"{stem}.yaml").is_file():
+        return str(shipped / f"{stem}.yaml")
+    found = sorted(path for path in shipped.rglob("*.yaml") if path.stem == stem)
+    if len(found) == 1:
+        return str(found[0])
+    names = ", ".join(
+        sorted(str(path.relative_to(shipped).with_suffix("")) for path in found or shipped.rglob("*.yaml"))
+    )
+    raise ValueError(f"--config ({name}) must be a file or one shipped config; choose among: {names}")
+
+
+def option_values(arguments: Sequence[str], *options: str) -> list[str]:
+    """The values that an option has on the command line, as `--option value` and `--option=value`."""
+    values = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            values += [value] if equals else list(arguments[position + 1 : position + 2])
+    return values
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Arguments with configs found by name and, with `--ckpt_path`, the configuration saved beside the checkpoint.
+
+    The saved configuration comes first, so that files and flags given beside it win. `--run_dir` becomes explicit.
+    Without a checkpoint to go on from, `fit --ckpt_path last` starts anew.
+
+    Raises:
+        ValueError: a config or a checkpoint that is not there.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    command, rest = arguments[0], _with_found_configs(arguments[1:])
+    configs = option_values(rest, "--config", "-c")
+    ckpt_path = next(iter(option_values(rest, "--ckpt_path")[-1:]), None)
+    run_folder = _run_folder(rest, configs, ckpt_path)
+    if ckpt_path is None:
+        return [command, *rest, "--run_dir", str(run_folder)]
+    if command == "fit" and ckpt_path == "last" and configs and not (run_folder / LAST_CHECKPOINT).exists():
+        rest = _without_option(rest, "--ckpt_path")
+        return [command, *rest, "--run_dir", str(run_folder)]
+    checkpoint = resolve_checkpoint(ckpt_path, run_folder)
+    rest = [*_without_option(rest, "--ckpt_path"), "--ckpt_path", str(checkpoint)]
+    if not option_values(rest, "--run_dir"):
+        rest += ["--run_dir", str(checkpoint.parent)]
+    return [command, "--config", str(saved_config(checkpoint)), *rest]
+
+
+def _run_folder(arguments: Sequence[str], configs: Sequence[str], ckpt_path: str | None) -> Path:
+    explicit = option_values(arguments, "--run_dir")
+    if explicit:
+        return Path(explicit[-1])
+    if ckpt_path in ("last", "best") and not configs:
+        return newest_run_folder()
+    return default_run_folder(configs)
+
+
+def _with_found_configs(arguments: Sequence[str]) -> list[str]:
+    expanded = list(arguments)
+    for position, argument in enumerate(expanded):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            if equals:
+                expanded[position] = f"{name}={find_config(value)}"
+            elif position + 1 < len(expanded):
+                expanded[position + 1] = find_config(expanded[position + 1])
+    return expanded
+
+
+def _without_option(arguments: Sequence[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith(f"{option}=") and argument != option:
+            kept.append(argument)
+        skip = argument == option and not skip
+    return kept
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file's mapping."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

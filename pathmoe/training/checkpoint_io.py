@@ -1,0 +1,59 @@
+"""Checkpoint files that are whole or not there, and that load no code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames; reads with `weights_only=True` whatever is asked for.
+
+    Lightning's own writer stages in the system's temporary folder: from another file system its last move is a copy,
+    which a crash can cut.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`, replacing what is there only once the new file is whole and on disk."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the file at `path`; see `read_checkpoint`."""
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
+    """A checkpoint's plain content.
+
+    Raises:
+        ValueError: no such file, or one that is truncated or no checkpoint of plain tensors and numbers.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"--ckpt_path ({path}) must be an existing checkpoint file; look in the run folder for last.ckpt"
+        )
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"--ckpt_path ({path}) must be a whole checkpoint, but it can't be read ({reason}); "
+            "use another one of the run, such as best.ckpt"
+        ) from error

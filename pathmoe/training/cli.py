@@ -1,0 +1,158 @@
+"""The command line: LightningCLI over our module and data, with run folders, saved configs and one-line errors."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import disable_progress_bars
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from transformers.utils import logging as transformers_logging
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.data import TokenDataModule
+from pathmoe.training.arguments import expand
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO
+from pathmoe.training.dry_run import dry_run_report
+from pathmoe.training.errors import OneLineParser, with_one_line_errors
+from pathmoe.training.export import export_command
+from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.module import PathMoEModule
+from pathmoe.training.progress import ProgressBar
+from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
+from pathmoe.training.save_run import SaveRun
+from pathmoe.training.speed import SpeedMonitor
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
+
+# What belongs to one call and not to the run.
+_OF_ONE_CALL = ("ckpt_path", "weights_only", "dry_run", "config", "run_dir", "verbose")
+
+
+class PathMoECLI(LightningCLI):
+    """fit, validate and test."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of ours, and what is said once and used twice."""
+        parser.add_argument(
+            "--run_dir", type=str, default="runs/run", help="Folder of the run; from the configs' names."
+        )
+        parser.add_argument("--dry_run", action="store_true", help="Print what the run would be, and exit.")
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=1000, help="Optimizer steps between checkpoints."
+        )
+        parser.link_arguments("model.config.vocab_size", "data.vocab_size")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without predict, which a language model has no use for."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _parse_ckpt_path(self) -> None:
+        # LightningCLI would take hyperparameters from the checkpoint over the flags; ours are beside it, under the flags.
+        return
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self._get(self.config, "run_dir"))
+
+    def resolved_config(self) -> dict[str, Any]:
+        """The configuration of this run after all files and flags, as plain types."""
+        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
+        resolved = yaml.safe_load(text)[self.subcommand]
+        return {key: value for key, value in resolved.items() if key not in _OF_ONE_CALL}
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the folder, or print the dry run."""
+        settings = self.config[self.subcommand]
+        if settings.dry_run:
+            print(dry_run_report(self.resolved_config(), _world_size(settings.trainer)))
+            raise SystemExit(0)
+        if self.subcommand == "fit" and settings.ckpt_path is None and rank_zero_only.rank == 0:
+            refuse_another_run(self.run_folder)
+        self._saved = self.resolved_config()
+        settings.trainer.default_root_dir = str(self.run_folder)
+        # A checkpoint is never trusted with code.
+        settings.weights_only = True
+        loggers = settings.trainer.logger if isinstance(settings.trainer.logger, list) else [settings.trainer.logger]
+        for logger in loggers:
+            if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
+                logger.init_args.save_dir = str(self.run_folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with what every run has: logger, progress, speed, checkpoints and what lies beside them."""
+        if self._get(self.config, "trainer").logger in (None, True):
+            kwargs["logger"] = (
+                CSVLogger(self.run_folder, name="csv", flush_logs_every_n_steps=10)
+                if self.subcommand == "fit"
+                else False
+            )
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list) -> Trainer:
+        callbacks = [*callbacks, SpeedMonitor()]
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(ProgressBar())
+        if self.subcommand == "fit":
+            every_n_steps = self._get(self.config, "checkpoint_every_n_steps")
+            best = ModelCheckpoint(
+                dirpath=self.run_folder,
+                filename=BEST_CHECKPOINT.removesuffix(".ckpt"),
+                monitor="val/loss",
+                save_top_k=1,
+                enable_version_counter=False,
+            )
+            last = LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)
+            callbacks += [SaveRun(self.run_folder, self._saved), best, last]
+            config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def _world_size(trainer: Any) -> int:
+    devices = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
+    return devices * trainer.num_nodes
+
+
+def _quieten() -> None:
+    """Leave the terminal to the progress bar: no hardware tips, no bars of writers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; `pathmoe` and `train.py` are this."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with_one_line_errors(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["export"]:
+        export_command(arguments[1:])
+        return
+    # LightningCLI and the ranks that its strategies start read the command line themselves.
+    sys.argv[1:] = expand(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _quieten()
+    PathMoECLI(
+        PathMoEModule,
+        TokenDataModule,
+        save_config_callback=None,
+        seed_everything_default=0,
+        parser_class=OneLineParser,
+        parser_kwargs={"description": "Train and validate path-constrained Mixture-of-Experts language models."},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )

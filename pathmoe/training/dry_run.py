@@ -1,0 +1,52 @@
+"""What a run would be, without running it: configuration, parameters, FLOPs, tokens and bytes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import yaml
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.counts import flops_per_token, parameter_counts, training_bytes
+from pathmoe.model import PathMoEForCausalLM
+from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
+
+
+def dry_run_report(resolved: Mapping[str, Any], world_size: int) -> str:
+    """The resolved configuration as YAML, and what follows from it, as text of at most 80 columns where it can.
+
+    Args:
+        resolved: configuration after all files and flags, plain types.
+        world_size: data-parallel ranks that the run would have.
+    """
+    config = PathMoEConfig(**resolved["model"]["config"])
+    optimizer = OptimizerConfig(**resolved["model"]["optimizer"])
+    with torch.device("meta"):
+        model = PathMoEForCausalLM(config)
+    counts = parameter_counts(config)
+    length = resolved["data"]["sequence_length"]
+    flops = flops_per_token(config, length)
+    blocks = resolved["data"]["micro_batch_size"] * resolved["trainer"]["accumulate_grad_batches"] * world_size
+    memory = training_bytes(config, optimizer.name)
+    rows = [
+        ("parameters", f"{counts.total:,} ({_short(counts.total)})"),
+        ("active per token", f"{counts.active:,} ({_short(counts.active)})"),
+        ("routers", f"{counts.routers:,} in {config.sharing.num_routers} routers"),
+        *((f"under {name}", f"{number:,}") for name, number in parameters_per_optimizer(model, optimizer).items()),
+        ("FLOPs per token", f"{flops.forward:,} forward, {flops.training:,} training"),
+        ("tokens per step", f"{blocks * length:,} ({blocks} blocks of {length}, {world_size} ranks)"),
+        ("bytes of weights", _gib(memory.weights)),
+        ("bytes of gradients", _gib(memory.gradients)),
+        ("bytes of optimizer state", _gib(memory.optimizer_state)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return f"{yaml.safe_dump(dict(resolved), sort_keys=False)}\n{table}"
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 5e8 else f"{number / 1e6:.2f}M"
+
+
+def _gib(number: int) -> str:
+    return f"{number:,} ({number / 2**30:.2f} GiB)"

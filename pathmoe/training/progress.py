@@ -1,0 +1,58 @@
+"""The progress bar: one line with loss, perplexity, speed and the time left."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class ProgressBar(TQDMProgressBar):
+    """Counts optimizer steps up to `max_steps`; fits in 80 columns."""
+
+    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:14}| {elapsed}<{remaining}{postfix}"
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """A bar of its own for `validate`; within a fit, validation is part of the run."""
+        return Tqdm(disable=True) if self.trainer.state.fn == "fit" else super().init_validation_tqdm()
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Refresh at every step on a terminal, and now and then where the output goes to a file."""
+        if not sys.stdout.isatty():
+            self._refresh_rate = max(1, trainer.max_steps // 10)
+        super().on_train_start()
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Show the whole run: the stream of blocks has no epochs of its own."""
+        self.train_progress_bar.total = trainer.max_steps
+        self.train_progress_bar.n = self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.set_description_str("train")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move to the step that is done."""
+        done = trainer.global_step
+        if self._should_update(done, trainer.max_steps) and done > self.train_progress_bar.n:
+            self.train_progress_bar.n = done
+            self.train_progress_bar.set_postfix_str(self._figures(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last figures on the line."""
+        self.train_progress_bar.set_postfix_str(self._figures(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the validation's own bar."""
+        self.val_progress_bar.close()
+        self.reset_dataloader_idx_tracker()
+
+    @staticmethod
+    def _figures(trainer: Trainer) -> str:
+        metrics = trainer.callback_metrics
+        figures = []
+        if "train/loss" in metrics:
+            figures.append(f"loss {metrics['train/loss']:.3f}, ppl {metrics['train/perplexity']:.1f}")
+        if "train/tokens_per_second" in metrics:
+            figures.append(f"{metrics['train/tokens_per_second'] / 1000:.1f}k tok/s")
+        return ", ".join(figures)

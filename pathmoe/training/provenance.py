@@ -1,0 +1,37 @@
+"""What made a run: versions, commit and machine, to lie beside its checkpoints."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("pathmoe", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "triton")
+
+
+def provenance() -> dict[str, str | int | bool | None]:
+    """Versions of what computes, the source's commit (None outside a checkout) and the machine, as plain values."""
+    facts: dict[str, str | int | bool | None] = {name: _version(name) for name in _PACKAGES}
+    facts |= {"python": platform.python_version(), "platform": platform.platform(), "threads": torch.get_num_threads()}
+    facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    facts["git_commit"] = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    facts["git_dirty"] = None if changes is None else bool(changes)
+    return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    source = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None

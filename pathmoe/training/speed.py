@@ -1,0 +1,94 @@
+"""Callback for the run's speed and memory: tokens seen, tokens per second, model FLOPs utilisation, peak memory."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from pathmoe.counts import flops_per_token
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory so far: of the accelerator's allocator, or the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """What the device could do at most: the maker's figure, or, on a CPU, a matrix product measured here and now."""
+    if device.type != "cpu":
+        return float(get_available_flops(device, dtype) or float("nan"))
+    size = 1024
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+class SpeedMonitor(Callback):
+    """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `train/peak_memory_gib`.
+
+    Speed is that of training steps since the last logged one, on all ranks together; validation and checkpoints do
+    not count. `seconds` and `tokens` sum over the whole run, parts before a resume included.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self._window_seconds = 0.0
+        self._window_tokens = 0
+        self._peak_flops = float("nan")
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what utilisation is measured against."""
+        half = "bf16" in str(trainer.precision)
+        dtype = torch.bfloat16 if half else torch.float32
+        self._peak_flops = peak_flops_per_second(pl_module.device, dtype) * trainer.world_size
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock, and log at the trainer's interval."""
+        tokens = batch["input_ids"].numel() * trainer.world_size
+        seconds = time.perf_counter() - self._started
+        self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
+        self._window_seconds, self._window_tokens = self._window_seconds + seconds, self._window_tokens + tokens
+        if batch["micro_batch"] + 1 < trainer.accumulate_grad_batches:
+            return
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        speed = self._window_tokens / self._window_seconds
+        flops = flops_per_token(pl_module.config, batch["input_ids"].shape[1]).training
+        pl_module.log_dict(
+            {
+                "train/tokens": float(self.tokens),
+                "train/tokens_per_second": speed,
+                "train/mfu": speed * flops / self._peak_flops,
+                "train/peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
+            }
+        )
+        self._window_seconds, self._window_tokens = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals for the checkpoint."""
+        return {"seconds": self.seconds, "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's totals."""
+        self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]

@@ -1,0 +1,161 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pathmoe.data.manifest import Manifest
+from pathmoe.data.prepared import Recipe, open_prepared, prepare, split_documents
+from pathmoe.data.sources import Source, read_documents
+from pathmoe.data.tokenizer import fingerprint, load_tokenizer, train_bpe
+
+RECIPE = Recipe(
+    source=Source(source="c-functions", num_documents=200),
+    validation_split=None,
+    validation_fraction=0.1,
+    tokenizer="train-bpe",
+    vocab_size=300,
+    sequence_length=64,
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def with_files(folder: Path, texts: list[str]) -> Recipe:
+    for number, text in enumerate(texts):
+        (folder / f"{number:03}.txt").write_text(text)
+    return replace(RECIPE, source=Source(source=str(folder)))
+
+
+def test_blocks_decode_to_the_documents(cache: Path) -> None:
+    prepared = open_prepared(prepare(RECIPE, cache))
+    splits = split_documents(RECIPE)
+    for blocks, documents in ((prepared.train, splits.train), (prepared.validation, splits.validation)):
+        inputs = blocks.batch(np.arange(len(blocks)))["input_ids"].flatten().tolist()
+        decoded = prepared.tokenizer.decode(inputs)
+        ends = prepared.tokenizer.eos_token
+        assert "".join(f"{ends}{document.text}{ends}" for document in documents()).startswith(decoded)
+        assert len(decoded) > 1000
+
+
+def test_no_validation_text_is_in_python_stdlib_training_documents() -> None:
+    splits = split_documents(replace(RECIPE, source=Source(), validation_fraction=0.05))
+    train, validation = list(splits.train()), list(splits.validation())
+    assert not {document.name for document in train} & {document.name for document in validation}
+    assert not {document.group for document in train} & {document.group for document in validation}
+    assert not {document.text for document in train} & {document.text for document in validation}
+    everything = list(read_documents(Source()))
+    # Nothing is lost but copies of validation documents.
+    kept = {document.name for document in train} | {document.name for document in validation}
+    texts = {document.text for document in validation}
+    assert all(document.text in texts for document in everything if document.name not in kept)
+    share = sum(len(d.text.encode()) for d in validation) / sum(len(d.text.encode()) for d in everything)
+    assert 0.04 < share <= 0.05
+
+
+def test_a_copy_of_a_validation_text_is_not_trained_on(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    recipe = with_files(files, [f"text {number % 20} " * 50 for number in range(60)])
+    splits = split_documents(recipe)
+    train, validation = ({d.text for d in side()} for side in (splits.train, splits.validation))
+    assert validation and not train & validation
+    assert len(train | validation) == 20
+
+
+def test_the_tokenizer_is_trained_on_the_train_documents_only(cache: Path) -> None:
+    trained = load_tokenizer(str(next((cache / "tokenizers").iterdir()))) if (cache / "tokenizers").exists() else None
+    prepared = open_prepared(prepare(RECIPE, cache))
+    splits = split_documents(RECIPE)
+    expected = train_bpe((document.text for document in splits.train()), 300)
+    assert fingerprint(prepared.tokenizer) == fingerprint(expected)
+    assert trained is None or fingerprint(trained) == fingerprint(expected)
+    everything = train_bpe((document.text for document in read_documents(RECIPE.source)), 300)
+    assert fingerprint(prepared.tokenizer) != fingerprint(everything)
+
+
+def test_a_second_preparation_writes_nothing(cache: Path) -> None:
+    folder = prepare(RECIPE, cache)
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    assert prepare(RECIPE, cache) == folder
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
+def test_the_cache_is_keyed_by_content(tmp_path: Path) -> None:
+    files, cache = tmp_path / "files", tmp_path / "cache"
+    files.mkdir()
+    recipe = with_files(files, [f"text number {number} " * 40 for number in range(20)])
+    first = prepare(recipe, cache)
+    moved = tmp_path / "moved"
+    files.rename(moved)
+    assert prepare(replace(recipe, source=Source(source=str(moved))), cache) == first
+    (moved / "000.txt").write_text("another text " * 40)
+    assert prepare(replace(recipe, source=Source(source=str(moved))), cache) != first
+    for change in ({"sequence_length": 32}, {"vocab_size": 290}, {"validation_fraction": 0.3}):
+        assert prepare(replace(recipe, source=Source(source=str(moved)), **change), cache) != first
+
+
+def test_the_manifest_counts_what_is_there(cache: Path) -> None:
+    folder = prepare(RECIPE, cache)
+    prepared = open_prepared(folder)
+    manifest = prepared.manifest
+    assert manifest == Manifest.read(folder / "manifest.json")
+    assert json.loads((folder / "manifest.json").read_text())["train"]["blocks"] == len(prepared.train)
+    assert manifest.train is not None
+    assert manifest.train.documents + manifest.validation.documents <= 200
+    assert manifest.train.tokens == len(prepared.train) * 64 + 1 + manifest.train.dropped_tokens
+    assert manifest.vocab_size == len(prepared.tokenizer) == 300
+    assert manifest.interpreter is None
+    summary = manifest.summary()
+    for part in ("c-functions", f"{manifest.validation.bytes:,} bytes", manifest.train.content_sha256[:12]):
+        assert part in summary
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes", "message"),
+    [
+        (["one document only"], {}, r"holds a single document or group, which cannot be split"),
+        ([" ".join(map(str, range(n, n + 50))) for n in range(9)], {"sequence_length": 200}, r"its validation split has"),
+        (["short", "text"], {}, r"its train split has \d+ tokens, fewer than one block of data\.sequence_length \(64\)"),
+        (["some", "text"], {"vocab_size": None}, r"data\.vocab_size \(null\) must be a number for data\.tokenizer tr"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(tmp_path: Path, texts: list[str], changes: dict, message: str) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    recipe = replace(with_files(files, texts), **changes)
+    with pytest.raises(ValueError, match=message):
+        prepare(recipe, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_source_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    recipe = replace(RECIPE, source=Source(source=str(tmp_path / "a.jsonl")))
+    with pytest.raises(ValueError, match=r"data\.source \(.*a\.jsonl\) holds no text"):
+        prepare(recipe, tmp_path / "cache")
+
+
+def test_another_tokenizer_is_used_as_it_is_and_must_fit(tmp_path: Path) -> None:
+    train_bpe(["some other text"], 270).save_pretrained(str(tmp_path / "tokenizer"))
+    recipe = replace(RECIPE, tokenizer=str(tmp_path / "tokenizer"))
+    prepared = open_prepared(prepare(recipe, tmp_path / "cache"))
+    assert prepared.manifest.vocab_size == len(prepared.tokenizer) <= 270
+    with pytest.raises(ValueError, match=r"more than model\.config\.vocab_size \(200\)"):
+        prepare(replace(recipe, vocab_size=200), tmp_path / "cache")
+
+
+def test_a_named_validation_split(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for split, numbers in (("train", range(40)), ("validation", range(30, 50))):
+        rows = [json.dumps({"text": f"text number {number} " * 30}) for number in numbers]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    splits = split_documents(replace(RECIPE, source=Source(source=str(folder)), validation_split="validation"))
+    train, validation = ([d.text.split()[2] for d in side()] for side in (splits.train, splits.validation))
+    assert train == [str(number) for number in range(30)]
+    assert validation == [str(number) for number in range(30, 50)]

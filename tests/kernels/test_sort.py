@@ -1,0 +1,62 @@
+"""The sort by expert against a stable sort and counts in plain Python."""
+
+# Shapes: T tokens, E experts, K experts per token, N = T*K routed rows.
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pathmoe_kernels import sort_by_expert
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> tuple[Tensor, int]:
+    num_experts = draw(st.integers(1, 12))
+    num_tokens, num_experts_per_tok = draw(st.integers(0, 12)), draw(st.integers(1, num_experts))
+    rows = [draw(st.permutations(range(num_experts)))[:num_experts_per_tok] for _ in range(num_tokens)]
+    dtype = draw(st.sampled_from([torch.int64, torch.int32]))
+    return torch.tensor(rows, dtype=dtype).view(num_tokens, num_experts_per_tok), num_experts
+
+
+@given(choices())
+def test_is_a_stable_sort_with_the_ends_of_each_expert(case: tuple[Tensor, int]) -> None:
+    expert_ids_TK, num_experts = case
+    order_N, ends_E = sort_by_expert(expert_ids_TK, num_experts)
+    flat = expert_ids_TK.flatten().tolist()
+    assert order_N.tolist() == sorted(range(len(flat)), key=lambda row: flat[row])
+    assert ends_E.tolist() == [sum(expert <= e for expert in flat) for e in range(num_experts)]
+    assert (order_N.dtype, ends_E.dtype) == (torch.int64, torch.int32)
+
+
+@given(choices())
+def test_every_row_lies_once_in_the_slice_of_its_expert(case: tuple[Tensor, int]) -> None:
+    expert_ids_TK, num_experts = case
+    order_N, ends_E = sort_by_expert(expert_ids_TK, num_experts)
+    ends = ends_E.tolist()
+    assert sorted(order_N.tolist()) == list(range(expert_ids_TK.numel()))
+    for e, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        tokens = (order_N[start:end] // expert_ids_TK.shape[1]).tolist()
+        assert all(e in expert_ids_TK[token] for token in tokens)
+        assert tokens == sorted(set(tokens))  # in order, each once
+
+
+def test_all_tokens_on_the_last_expert_leave_the_others_empty() -> None:
+    order_N, ends_E = sort_by_expert(torch.full((5, 1), 3), 4)
+    assert order_N.tolist() == [0, 1, 2, 3, 4]
+    assert ends_E.tolist() == [0, 0, 0, 5]
+
+
+def test_ids_beyond_the_experts_belong_to_none() -> None:
+    # transformers marks with id E what another rank of expert parallelism computes.
+    order_N, ends_E = sort_by_expert(torch.tensor([[2, 0], [1, 2]]), 2)
+    assert order_N.tolist() == [1, 2, 0, 3]
+    assert ends_E.tolist() == [1, 2]
+
+
+def test_order_is_the_same_whatever_the_layout() -> None:
+    expert_ids_TK = torch.randint(0, 5, (1000, 3))
+    strided_TK = expert_ids_TK.T.contiguous().T
+    assert not strided_TK.is_contiguous()
+    for left, right in zip(sort_by_expert(expert_ids_TK, 5), sort_by_expert(strided_TK, 5), strict=True):
+        assert torch.equal(left, right)

@@ -1,0 +1,156 @@
+"""The order of the house: who may import whom, how long a file may be, what it may be called, where its test lies."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PACKAGES = {
+    "pathmoe_kernels": ROOT / "kernels" / "pathmoe_kernels",
+    "pathmoe": ROOT / "pathmoe",
+    "pathmoe_eval": ROOT / "eval" / "pathmoe_eval",
+}
+MAY_IMPORT = {
+    "pathmoe_kernels": {"pathmoe_kernels"},
+    "pathmoe": {"pathmoe_kernels", "pathmoe"},
+    "pathmoe_eval": {"pathmoe_kernels", "pathmoe", "pathmoe_eval"},
+}
+TEST_FOLDERS = {"pathmoe_kernels": "tests/kernels", "pathmoe": "tests", "pathmoe_eval": "tests/eval"}
+
+MAX_LINES = 350
+MAX_TRAIN_LINES = 79
+
+NAMES_THAT_SAY_NOTHING = {"base", "common", "helpers", "misc", "utils"}
+
+DOTTED_NAME = re.compile(r"\w+(\.\w+)+")
+
+# Modules without a test file of their own, each with the reason.
+TESTED_ELSEWHERE: dict[str, str] = {}
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            yield package, path
+
+
+def _source_files() -> list[Path]:
+    """Every Python file of the project, tests included."""
+    folders = [*PACKAGES.values(), ROOT / "kernels" / "bench", ROOT / "tests"]
+    return [ROOT / "train.py", *sorted(path for folder in folders for path in folder.rglob("*.py"))]
+
+
+def _dotted(package: str, path: Path) -> str:
+    parts = path.relative_to(PACKAGES[package].parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported_packages(source: str) -> set[str]:
+    """Packages of ours that a module reaches: by import, at any depth of the code, or by a class path in a string."""
+    reached = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value] if DOTTED_NAME.fullmatch(node.value) else []
+        reached |= {name.split(".")[0] for name in names}
+    return reached & PACKAGES.keys()
+
+
+def _run(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert result.returncode == 0, result.stderr
+
+
+def test_each_package_imports_only_the_layers_below() -> None:
+    violations = [
+        f"{path.relative_to(ROOT)} reaches {', '.join(sorted(above))}"
+        for package, path in _modules()
+        if (above := imported_packages(path.read_text()) - MAY_IMPORT[package])
+    ]
+    assert not violations, "\n".join(violations)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pathmoe_eval",
+        "import pathmoe_eval.paths as p",
+        "from pathmoe_eval.paths import path_entropy",
+        "def f():\n    from pathmoe_eval import paths",
+        "if TYPE_CHECKING:\n    import pathmoe_eval",
+        "import_module('pathmoe_eval.paths')",
+        "CLASS_PATH = 'pathmoe_eval.hooks.PathEntropy'",
+    ],
+)
+def test_every_way_to_reach_a_layer_is_seen(source: str) -> None:
+    assert imported_packages(source) == {"pathmoe_eval"}
+
+
+def test_mentions_are_not_imports() -> None:
+    assert imported_packages('"""pathmoe_eval.paths reads these."""\nx = "pathmoe_eval"\nimport numpy') == set()
+
+
+@pytest.mark.slow
+def test_every_module_imports_without_triton() -> None:
+    names = [_dotted(package, path) for package, path in _modules() if path.stem != "__main__"]
+    _run(f"import importlib, sys; sys.modules['triton'] = None; [importlib.import_module(n) for n in {names}]")
+
+
+def test_the_kernels_stand_alone() -> None:
+    names = [_dotted(package, path) for package, path in _modules() if package == "pathmoe_kernels"]
+    heavy = ["transformers", "lightning", "datasets", "pathmoe", "pathmoe_eval", "triton"]
+    _run(
+        f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "
+        f"found = [h for h in {heavy} if h in sys.modules]; assert not found, found"
+    )
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in _source_files()}
+    limits = {path: MAX_TRAIN_LINES if path.name == "train.py" else MAX_LINES for path in lengths}
+    too_long = [
+        f"{path.relative_to(ROOT)}: {lines} lines, at most {limits[path]}"
+        for path, lines in lengths.items()
+        if lines > limits[path]
+    ]
+    assert not too_long, "\n".join(too_long)
+
+
+def test_files_are_named_after_what_they_define() -> None:
+    nameless = [
+        path for path in _source_files() if NAMES_THAT_SAY_NOTHING & set(path.with_suffix("").parts[len(ROOT.parts) :])
+    ]
+    assert not nameless, nameless
+
+
+@pytest.mark.parametrize("folder", ["kernels", "eval", "tests", "tests/kernels", "tests/eval"])
+def test_folders_that_are_not_packages(folder: str) -> None:
+    # A package `kernels` or `eval` would hide another project's package of that name.
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_the_tests_mirror_the_packages() -> None:
+    missing = []
+    for package, path in _modules():
+        inside = path.relative_to(PACKAGES[package])
+        if path.stem in {"__init__", "__main__"} or _dotted(package, path) in TESTED_ELSEWHERE:
+            continue
+        test = ROOT / TEST_FOLDERS[package] / inside.parent / f"test_{inside.name}"
+        if not test.exists():
+            missing.append(f"{path.relative_to(ROOT)} has no {test.relative_to(ROOT)}")
+    assert not missing, "\n".join(missing)
+
+
+def test_exemptions_are_still_needed() -> None:
+    modules = {_dotted(package, path) for package, path in _modules()}
+    assert TESTED_ELSEWHERE.keys() <= modules
