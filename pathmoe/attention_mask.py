@@ -41,6 +41,9 @@ def document_block_mask(position_ids_BS: Tensor) -> BlockMask:
     shares_document_BQQ = last_BQ[:, None, :] >= first_BQ[:, :, None]
     one_document_BQQ = (first_BQ[:, None, :] == last_BQ[:, None, :]) & (last_BQ[:, None, :] == last_BQ[:, :, None])
     full_BQQ = before_QQ & one_document_BQQ
+    if padding:
+        # Kernels take every query of a full block for a real one.
+        full_BQQ[:, -1] = False
     partial_BQQ = (before_QQ & shares_document_BQQ & ~full_BQQ) | (index_Q[:, None] == index_Q)
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

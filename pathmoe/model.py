@@ -93,6 +93,8 @@ class PathMoEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
+    # Steps of a selection bias are far below bf16's spacing.
+    _keep_in_fp32_modules_strict = ["selection_bias_E"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -284,7 +286,7 @@ class PathMoEForCausalLM(PathMoEPreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, S] token ids.
             attention_mask: [B, past + S], 0 for padding, which is never counted as expert load.
-            position_ids: [B, S]; restarts bound documents. Listed here, as `generate` looks for it and counts no padding.
+            position_ids: [B, S]; restarts bound documents. `generate` looks for the name here, to skip padding.
             labels: [B, S] token ids as in `input_ids`, shifted here; -100 is no target.
             shift_labels: [B, S] targets already aligned with `input_ids`, instead of `labels`.
             num_items_in_batch: divisor of the summed cross-entropy; the number of targets when None.
@@ -300,7 +302,7 @@ class PathMoEForCausalLM(PathMoEPreTrainedModel, GenerationMixin):
 
         logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep)) if return_logits else None
         loss = cross_entropy = aux_loss = z_loss = None
-        mask_T = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :].reshape(-1).bool()
+        mask_T = _token_mask(attention_mask, hidden_states.shape[1])
         deciding = [outputs.routings[layer] for layer in self.model.sharing.deciding_layers]
         load_LE = balance_load_LE = expert_load(deciding, mask_T)
         if shift_labels is not None:
@@ -329,3 +331,10 @@ class PathMoEForCausalLM(PathMoEPreTrainedModel, GenerationMixin):
             balance_load=balance_load_LE,
             routings=outputs.routings,
         )
+
+
+def _token_mask(attention_mask: Any, length: int) -> Tensor | None:
+    """Which of the last `length` positions hold tokens, [T]; a mask of pairs, as a static cache needs, says nothing."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        return None
+    return attention_mask[:, -length:].reshape(-1).bool()

@@ -142,7 +142,7 @@ def _refusal(name: str, value: Any, requirement: str) -> str:
     shown = str(value).lower() if isinstance(value, bool) else value
     return (
         f"model.config.{name} ({shown}) must {requirement} for the OLMoE format, which has nothing else; "
-        "export in PathMoE's own format"
+        "export with --format pathmoe"
     )
 
 

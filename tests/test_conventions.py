@@ -96,7 +96,11 @@ def loose_ends(source: str) -> list[str]:
 
 def test_shape_suffixes_are_explained_at_the_top_of_their_file() -> None:
     found = {path: unexplained_shapes(path.read_text()) for path in _files()}
-    lines = [f"{p.relative_to(ROOT)}: {n} needs {LEGEND} {sorted(ls)}" for p, f in found.items() for n, ls in f.items()]
+    lines = [
+        f"{path.relative_to(ROOT)}: its '{LEGEND}' lacks {sorted(set().union(*names.values()))} of {sorted(names)}"
+        for path, names in found.items()
+        if names
+    ]
     assert not lines, "\n".join(lines)
 
 

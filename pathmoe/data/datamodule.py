@@ -150,7 +150,9 @@ class TokenDataModule(pl.LightningDataModule):
             self._setup_stream()
             return
         folder = self._cache_dir / "prepared" / json.loads(self._pointer.read_text())["folder"]
-        self.manifest, self.tokenizer, self.train_blocks, self.validation_blocks = open_prepared(folder)
+        manifest, self.tokenizer, self.train_blocks, self.validation_blocks = open_prepared(folder)
+        # The same content may have been prepared from another place before.
+        self.manifest = replace(manifest, source=self._source.source, tokenizer=self._recipe.tokenizer)
 
     def _setup_stream(self) -> None:
         """Load the tokenizer; hold out and pack the first documents."""

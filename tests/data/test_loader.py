@@ -50,7 +50,9 @@ def test_each_epoch_sees_every_block_once() -> None:
     assert seen[:37] != seen[37:]
 
 
-@pytest.mark.parametrize(("micro_batch_size", "accumulate", "world_size"), [(12, 1, 1), (2, 3, 2), (1, 4, 3), (3, 1, 4)])
+@pytest.mark.parametrize(
+    ("micro_batch_size", "accumulate", "world_size"), [(12, 1, 1), (2, 3, 2), (1, 4, 3), (3, 1, 4)]
+)
 def test_the_global_batch_and_its_targets_do_not_depend_on_the_cut(
     micro_batch_size: int, accumulate: int, world_size: int
 ) -> None:

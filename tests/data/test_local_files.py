@@ -79,7 +79,9 @@ def test_a_missing_text_key_is_refused_and_the_keys_named(tmp_path: Path, name: 
         pq.write_table(pa.table({"body": ["x"], "url": ["y"]}), tmp_path / name)
     else:
         write(tmp_path / name, '{"body": "x", "url": "y"}\n')
-    with pytest.raises(ValueError, match=rf"data\.text_key \(text\) must be one of the keys of .*{name}.* \(body, url\)"):
+    with pytest.raises(
+        ValueError, match=rf"data\.text_key \(text\) must be one of the keys of .*{name}.* \(body, url\)"
+    ):
         texts(tmp_path / name)
 
 

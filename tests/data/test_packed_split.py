@@ -31,9 +31,10 @@ def test_counts_and_bytes_per_target_are_exact(texts: list[str], length: int) ->
     blocks = Blocks.in_memory(tables)
     assert counts.documents == len(texts)
     assert counts.bytes == sum(len(text.encode()) for text in texts)
-    assert counts.content_sha256 == hashlib.sha256(
-        b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
-    ).hexdigest()
+    assert (
+        counts.content_sha256
+        == hashlib.sha256(b"".join(hashlib.sha256(text.encode()).digest() for text in texts)).hexdigest()
+    )
     assert counts.blocks == len(blocks)
     assert counts.targets == blocks.num_targets.sum()
     assert counts.tokens == counts.dropped_tokens + (counts.blocks and counts.blocks * length + 1)

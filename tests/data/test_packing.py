@@ -1,10 +1,21 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe.data.packing import Stream, block_to_batch, cut_blocks, empty_stream, is_target, join, to_stream, token_dtype
+from pathmoe.data.packing import (
+    Stream,
+    block_to_batch,
+    cut_blocks,
+    empty_stream,
+    is_target,
+    join,
+    to_stream,
+    token_dtype,
+)
 
 BOS, EOS, VOCAB = 1, 2, 50
 DOCUMENTS = st.lists(st.lists(st.integers(3, VOCAB - 1), max_size=12), min_size=1, max_size=8)
@@ -51,7 +62,7 @@ def test_packing_in_pieces_equals_packing_at_once(
     whole_BT, whole_starts_BT, _ = cut_blocks(to_stream(documents, BOS, EOS, VOCAB), length)
     edges = [0, *sorted(cuts), len(documents)]
     rest, tokens, starts = empty_stream(VOCAB), [], []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         rest = join(rest, to_stream(documents[first:last], BOS, EOS, VOCAB))
         limit = data.draw(st.none() | st.integers(0, 3))
         tokens_BT, starts_BT, rest = cut_blocks(rest, length, limit)

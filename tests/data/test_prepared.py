@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -119,8 +120,16 @@ def test_the_manifest_counts_what_is_there(cache: Path) -> None:
     ("texts", "changes", "message"),
     [
         (["one document only"], {}, r"holds a single document or group, which cannot be split"),
-        ([" ".join(map(str, range(n, n + 50))) for n in range(9)], {"sequence_length": 200}, r"its validation split has"),
-        (["short", "text"], {}, r"its train split has \d+ tokens, fewer than one block of data\.sequence_length \(64\)"),
+        (
+            [" ".join(map(str, range(n, n + 50))) for n in range(9)],
+            {"sequence_length": 200},
+            r"its validation split has",
+        ),
+        (
+            ["short", "text"],
+            {},
+            r"its train split has \d+ tokens, fewer than one block of data\.sequence_length \(64\)",
+        ),
         (["some", "text"], {"vocab_size": None}, r"data\.vocab_size \(null\) must be a number for data\.tokenizer tr"),
     ],
 )
@@ -149,7 +158,8 @@ def test_another_tokenizer_is_used_as_it_is_and_must_fit(tmp_path: Path) -> None
         prepare(replace(recipe, vocab_size=200), tmp_path / "cache")
 
 
-def test_a_named_validation_split(tmp_path: Path) -> None:
+def test_a_named_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     folder = tmp_path / "hub"
     folder.mkdir()
     for split, numbers in (("train", range(40)), ("validation", range(30, 50))):

@@ -1,4 +1,3 @@
-import json
 import sysconfig
 from pathlib import Path
 

@@ -86,7 +86,9 @@ def test_local_files_are_shards_of_a_stream(tmp_path: Path) -> None:
 def test_a_hub_data_set_lacking_the_text_key_is_refused(tmp_path: Path) -> None:
     source = Source(source=hub_folder(tmp_path / "tiny"), subset="small")
     for read in (read_documents, stream_documents):
-        with pytest.raises(ValueError, match=r"data\.text_key \(text\) must be one of the columns of .*: body, id; set"):
+        with pytest.raises(
+            ValueError, match=r"data\.text_key \(text\) must be one of the columns of .*: body, id; set"
+        ):
             next(iter(read(source)))
 
 

@@ -5,7 +5,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -79,7 +78,7 @@ def test_a_stream_packs_the_documents_in_order(source: str) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("steps", [0, 1, 5, 40, 150])
+@pytest.mark.parametrize("steps", [0, 5, 150])
 def test_a_resumed_stream_goes_on_exactly(source: str, steps: int, num_workers: int) -> None:
     # 150 steps go round the source several times.
     whole = flat(islice(stream_loader(source), 2 * steps + 20))
@@ -89,11 +88,12 @@ def test_a_resumed_stream_goes_on_exactly(source: str, steps: int, num_workers: 
     first.current_step = lambda: steps
     resumed = stream_loader(source, step=steps, num_workers=num_workers)
     resumed.load_state_dict(saved_and_loaded(first.state_dict()))
-    assert flat(islice(resumed, 20)) == whole[2 * steps :]
-    # and once more, before anything else was read
+    batches = iter(resumed)
+    begun = flat(islice(batches, 1))
+    # saved again at the step where it began
     again = stream_loader(source, step=steps)
     again.load_state_dict(saved_and_loaded(resumed.state_dict()))
-    assert flat(islice(again, 20)) == whole[2 * steps :]
+    assert begun + flat(islice(batches, 19)) == flat(islice(again, 20)) == whole[2 * steps :]
 
 
 def test_ranks_share_the_documents_out(source: str) -> None:
@@ -136,4 +136,3 @@ def test_the_position_holds_few_tokens(source: str) -> None:
     loader.current_step = lambda: 10
     (state,) = loader.state_dict()["ranks"]
     assert len(state["tokens"]) < 64 * max(len(ids) + 2 for ids in encode(TOKENIZER, TEXTS)) + 4 * LENGTH
-    assert state["tokens"].dtype == torch.int64 and np.array(state["starts"]).dtype == bool

@@ -19,7 +19,9 @@ from pathmoe.data.tokenizer import (
 
 TEXTS = [document.text for document in python_stdlib() if document.group in ("json", "tomllib", "zoneinfo")]
 TOKENIZER = train_bpe(TEXTS, 600)
-ANY_TEXT = st.text() | st.text(alphabet=" \t\n\r.,'!?aé\u0301漢😀\x00") | st.sampled_from([END_OF_TEXT, f"a{END_OF_TEXT} b"])
+ANY_TEXT = (
+    st.text() | st.text(alphabet=" \t\n\r.,'!?aé\u0301漢😀\x00") | st.sampled_from([END_OF_TEXT, f"a{END_OF_TEXT} b"])
+)
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

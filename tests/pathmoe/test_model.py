@@ -199,6 +199,16 @@ def test_a_saved_model_loads_as_it_was(router: Path, tmp_path: Path) -> None:
     assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == trainable
 
 
+def test_selection_biases_stay_in_fp32_when_weights_are_loaded_in_bf16(tmp_path: Path) -> None:
+    model = build(router_bias_update_rate=0.001)
+    model.model.layers[4].mlp.selection_bias_E.add_(1.001)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    layers = [candidate.model.layers[4].mlp for candidate in (loaded, model)]
+    assert torch.equal(layers[0].selection_bias_E, layers[1].selection_bias_E)
+
+
 @pytest.mark.parametrize("all_layers", [9, None])
 def test_one_router_for_all_layers_is_one_router(all_layers: int | None) -> None:
     state = build(layers_per_router=all_layers).state_dict()
@@ -232,15 +242,22 @@ def test_a_bad_number_stays_with_its_token_in_an_moe_layer(router: Path) -> None
     torch.testing.assert_close(actual[:, others], expected[:, others])
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings(IMPORTING_INDUCTOR)
-@torch.no_grad()
-def test_a_compiled_layer_computes_the_same() -> None:
-    model = build(num_hidden_layers=2, layers_per_router=2, n_shared_experts=1)
+# The first shows that a layer traces whole, forward and backward; the second takes half a minute and generates code.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings(IMPORTING_INDUCTOR, "ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_layer_computes_the_same(backend: str) -> None:
+    model = build(num_hidden_layers=2, layers_per_router=2, n_shared_experts=1).train()
     input_ids = tokens(2, 16)
-    expected = model(input_ids, use_cache=False).logits
-    model.model.layers[1].compile(fullgraph=True)
-    torch.testing.assert_close(model(input_ids, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
+
+    def logits_and_gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        output = model(input_ids, labels=input_ids, use_cache=False)
+        output.loss.backward()
+        return {"logits": output.logits.detach()} | {name: p.grad for name, p in model.named_parameters()}
+
+    expected = logits_and_gradients()
+    model.model.layers[1].compile(fullgraph=True, backend=backend)
+    torch.testing.assert_close(logits_and_gradients(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_wants_token_ids_or_embeddings_and_not_both() -> None:

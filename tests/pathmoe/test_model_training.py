@@ -1,4 +1,6 @@
-"""The language model in training: every axis of routing builds and learns, gradients are whole, recomputation is exact."""
+"""The language model in training: every axis of routing learns, gradients are whole, recomputation is exact."""
+
+# Shapes: T tokens, E experts, K experts per token.
 
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,9 @@ def test_exactly_the_trainable_parameters_get_a_gradient(router: Path) -> None:
     assert without == ({name for name in gradients if "router" in name} if model.config.router_frozen else set())
     for name, gradient in gradients.items():
         assert gradient is None or gradient.isfinite().all(), name
-    # B of a correction A B only moves once A, which starts at zero, has.
-    still = ("low_rank_b",)
-    moved = {name: g for name, g in gradients.items() if g is not None and "router" in name and still[0] not in name}
-    assert all(gradient.any() for gradient in moved.values())
+        # B of a correction A B moves only once A, which starts at zero, has.
+        if gradient is not None and "router" in name and "low_rank_b" not in name:
+            assert gradient.any(), name
 
 
 @st.composite
@@ -105,7 +106,7 @@ def routing_fields(draw: st.DrawFn) -> dict[str, Any]:
     return fixed | {name: draw(strategy) for name, strategy in choices.items()}
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(fields=routing_fields())
 def test_every_combination_builds_and_learns(fields: dict[str, Any]) -> None:
     try:
@@ -113,17 +114,24 @@ def test_every_combination_builds_and_learns(fields: dict[str, Any]) -> None:
     except ValueError as error:
         assume("no layer would use it" not in str(error))
         raise
-    before, gradients = loss_and_gradients(model, noise_seed=3)
+
+    def forward() -> tuple[Tensor, list[Tensor]]:
+        output = model(token_ids(), labels=token_ids(), noise_seed=3)
+        return output.loss, [routing.expert_ids_TK for routing in output.routings]
+
+    before, chosen = forward()
+    before.backward()
     assert before.isfinite()
     for name, parameter in model.named_parameters():
-        assert (gradients[name] is None) != parameter.requires_grad, name
+        assert (parameter.grad is None) != parameter.requires_grad, name
 
-    # Downhill, by a step so short that hardly any choice of experts changes.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     squared_norm = sum(float(parameter.grad.square().sum()) for parameter in trained)
-    torch.optim.SGD(trained, lr=2e-3 / squared_norm).step()
-    after, _ = loss_and_gradients(model, noise_seed=3)
-    assert after < before
+    torch.optim.SGD(trained, lr=1e-3 / squared_norm).step()
+    after, still_chosen = forward()
+    # The loss jumps where another expert is chosen, and goes down in between.
+    unchanged = all(torch.equal(*pair) for pair in zip(chosen, still_chosen, strict=True))
+    assert not unchanged or 0.5e-3 < before - after < 1.5e-3
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.5])
@@ -132,7 +140,7 @@ def test_checkpointed_activations_give_the_same_bits(router: Path, noise_std: fl
     losses = {"router_aux_loss_coef": 0.1, "router_z_loss_coef": 0.1, "router_bias_update_rate": 0.1}
     model = build(router, router_noise_std=noise_std, use_cache=False, **losses)
     loss, gradients = loss_and_gradients(model, noise_seed=7)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     recomputed_loss, recomputed = loss_and_gradients(model, noise_seed=7)
 
     assert torch.equal(loss, recomputed_loss)
@@ -144,7 +152,7 @@ def test_checkpointed_activations_give_the_same_bits(router: Path, noise_std: fl
 
 def test_recomputation_counts_no_routing_twice() -> None:
     model = build(router_noise_std=0.5, layers_per_decision=2, layers_per_router=4, use_cache=False)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     output = model(token_ids(), labels=token_ids(), output_router_logits=True, noise_seed=7)
     routings = [routing.expert_ids_TK.clone() for routing in output.routings]
     output.loss.backward()
@@ -175,7 +183,7 @@ def test_noise_differs_between_layers() -> None:
     noisy = model(token_ids(), noise_seed=7).routings
     quiet = model.eval()(token_ids(), noise_seed=7).routings
     assert all(torch.equal(quiet[0].logits_TE, routing.logits_TE) for routing in quiet)
-    noises = [routing.logits_TE - quiet[0].logits_TE for routing in noisy]
+    noises = [(routing.logits_TE - quiet[0].logits_TE).detach() for routing in noisy]
     correlations = torch.corrcoef(torch.stack([noise_TE.flatten() for noise_TE in noises]))
     assert correlations.fill_diagonal_(0).abs().max() < 0.35
     assert torch.stack(noises).std() == pytest.approx(2.0, rel=0.1)
