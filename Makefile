@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test format format-check lint types check bench clean
+.PHONY: help setup train test format format-check lint types check bench bench-quality clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,7 +47,10 @@ types: setup  ## check the types
 check: format-check lint types test  ## everything that CI checks
 
 bench: setup  ## time training steps against transformers' OLMoE
-	@$(PY) -m pathmoe.training.bench
+	@$(PY) -m pathmoe.bench.step
+
+bench-quality: setup  ## train the OLMoE peer as long as the tiny run, at several learning rates
+	@$(PY) -m pathmoe.bench.quality
 
 clean:  ## remove caches and build products; keeps .venv and runs
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

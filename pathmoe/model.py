@@ -1,6 +1,6 @@
 """The language model: a transformers model whose layers are handed their routers."""
 
-# Shapes: B batch, S sequence, T = B*S tokens, D hidden, V vocabulary, E experts, K experts per token.
+# Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, K experts per token, L deciding layers.
 
 from dataclasses import dataclass
 from functools import partial

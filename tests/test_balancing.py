@@ -1,6 +1,6 @@
 """Balancing: transformers' figure for one layer, closed forms, and the bias update by hand."""
 
-# Shapes: T tokens, E experts, K experts per token, L deciding layers.
+# Shapes: B batch, S sequence, T = B*S tokens, E experts, K experts per token, L deciding layers.
 
 import pytest
 import torch

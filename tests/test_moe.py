@@ -1,6 +1,7 @@
 """The MoE layer: who decides, what a follower takes over, and what is added to what."""
 
-# Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, K experts per token, P router state width.
+# Shapes: B batch, S sequence, T = B*S tokens, D hidden, F expert width, E experts, K experts per token,
+# P router state width.
 
 from functools import partial
 from typing import Any

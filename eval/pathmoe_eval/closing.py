@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+
 from pathmoe.training.export import export_model
 from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
 from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
-
 from pathmoe_eval.agreement import AdjacentCounts
 from pathmoe_eval.paths import PathCounts
 from pathmoe_eval.sample import sample_text

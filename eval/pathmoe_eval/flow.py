@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from pathmoe.config import PathMoEConfig
 from pathmoe.training.open_run import open_run, run_name
-
 from pathmoe_eval.agreement import adjacent_agreement
 from pathmoe_eval.paths import path_entropy
 
@@ -56,10 +56,8 @@ def flow_svg(flows: list[Flow]) -> str:
         for position, flow in enumerate(flows)
     )
     width = len(flows) * (_WIDTH + 20) - 20
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/>{panels}</svg>\n'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
+    return f'{head} font-size="12"><rect width="100%" height="100%" fill="white"/>{panels}</svg>\n'
 
 
 def _panel(flow: Flow) -> str:
@@ -93,10 +91,9 @@ def _router_band(flow: Flow, x_L: NDArray[np.floating], router: int) -> str:
     columns = x_L[[layer for layer, served_by in enumerate(flow.router_of_layer) if served_by == router]]
     colour = _COLOURS[router % len(_COLOURS)]
     height = _ROW * flow.num_experts + 8
-    return (
-        f'<rect x="{columns.min() - 14:.1f}" y="{_TOP - 12}" width="{np.ptp(columns) + 28:.1f}" height="{height}" rx="6" '
-        f'fill="{colour}" opacity="0.10"/>'
-    )
+    left, width = columns.min() - 14, np.ptp(columns) + 28
+    place = f'x="{left:.1f}" y="{_TOP - 12}" width="{width:.1f}" height="{height}"'
+    return f'<rect {place} rx="6" fill="{colour}" opacity="0.10"/>'
 
 
 def _y(expert: int) -> float:
@@ -111,7 +108,8 @@ def _ribbons(flow: Flow, x_L: NDArray[np.floating], layer: int) -> str:
     ribbons = []
     for (source, target), share in zip(pairs, counts / counts.sum(), strict=True):
         if share >= _LEAST_SHARE:
-            curve = f"M{left:.1f} {_y(source):.1f}C{middle:.1f} {_y(source):.1f} {middle:.1f} {_y(target):.1f} {right:.1f} {_y(target):.1f}"
+            start, end = f"{left:.1f} {_y(source):.1f}", f"{right:.1f} {_y(target):.1f}"
+            curve = f"M{start}C{middle:.1f} {_y(source):.1f} {middle:.1f} {_y(target):.1f} {end}"
             ribbons.append(f'<path d="{curve}" stroke-width="{60 * share:.2f}"/>')
     return f'<g fill="none" stroke="{colour}" stroke-opacity="0.55">{"".join(ribbons)}</g>'
 
