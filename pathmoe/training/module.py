@@ -94,74 +94,79 @@ class PathMoEModule(LightningModule):
 
     # --- training ---
 
-    def _start_step(self) -> None:
-        self._step_loss: Tensor | float = 0.0
-        self._step_load: Tensor | int = 0
-        self._balance_load: Tensor | None = None
-        self._step_blocks: list[int] = []
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's averages give the global batch's mean over targets."""
         if batch["micro_batch"] == 0:
-            self._start_step()
+            self._totals = StepTotals()
+            self._num_items = self._targets_of_step(batch)
         output = self.model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             shift_labels=batch["shift_labels"],
-            num_items_in_batch=self._items_of_step(batch),
+            num_items_in_batch=self._num_items,
             noise_seed=fold_seed(self.seed, _NOISE, batch["step"], batch["micro_batch"], self.global_rank),
-            earlier_load=self._balance_load,
+            earlier_load=self._totals.balance_load_LE,
             return_logits=False,
             use_cache=False,
         )
-        self._step_loss = self._step_loss + output.cross_entropy.detach()
-        self._step_load = self._step_load + output.expert_load
-        self._balance_load = output.balance_load
-        self._step_blocks += batch.get("block_ids", [])
-        self._log_step(batch, output)
+        self._totals.add(output, batch.get("block_ids", []))
         # The cross-entropy is divided by the targets of all micro-batches and ranks already, while Lightning divides by
         # the number of micro-batches and DDP by that of ranks; the routing losses are means and want just that.
         num_parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return output.loss + (num_parts - 1) * output.cross_entropy
 
-    def _items_of_step(self, batch: Batch) -> int | Tensor:
+    def _targets_of_step(self, batch: Batch) -> int:
+        """Targets of the global batch; ranks that read streams of their own know only how many they have themselves."""
         if not batch.get("num_items_is_local", False):
             return batch["num_items"]
-        items = torch.tensor(batch["num_items"], device=self.device)
-        return self.trainer.strategy.reduce(items, reduce_op="sum")
-
-    def _log_step(self, batch: Batch, output: PathMoECausalLMOutput) -> None:
-        # Lightning logs what the step's last micro-batch leaves here.
-        losses = {"train/balance_loss": output.aux_loss, "train/z_loss": output.z_loss}
-        self.log_dict({name: loss.detach() for name, loss in losses.items() if loss is not None})
-        if batch["micro_batch"] + 1 < self.trainer.accumulate_grad_batches:
-            return
-        loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="sum")
-        metrics = {"train/loss": loss, "train/perplexity": loss.exp()}
-        if self._bytes_per_target("train"):
-            metrics["train/bits_per_byte"] = loss / math.log(2) / self._bytes_per_target("train")
-        metrics["lr"] = self.optimizers().param_groups[0]["lr"]
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            load_LE = sum_over_ranks(self._step_load)
-            metrics |= load_metrics(load_LE, self.model.model.sharing.deciding_layers)
-        self.log_dict(metrics)
+        return int(sum_over_ranks(torch.tensor(batch["num_items"], device=self.device)))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop at a loss that is not finite, on all ranks alike, before it reaches the weights; move the biases."""
-        loss = float(self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="sum"))
-        if not math.isfinite(loss):
-            last = next((str(cb.path) for cb in self.trainer.callbacks if isinstance(cb, LastCheckpoint)), "none")
-            raise ValueError(
-                f"train/loss ({loss}) must be finite, but is not at optimizer step {self.trainer.global_step} "
-                f"(blocks {self._step_blocks}); the last good checkpoint is kept ({last}): lower model.optimizer.lr "
-                "or set trainer.gradient_clip_val, and go on from it with --ckpt_path last"
-            )
+        """Stop before a loss or a gradient that is not finite reaches the weights; move the biases; log.
+
+        All ranks see the same figures, so they stop together.
+        """
+        losses = self._totals.losses()
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+        # One transfer, hence one wait for the device, for the whole step.
+        *values, grad_norm = torch.stack([*losses.values(), self._grad_norm.to(torch.float32)]).tolist()
+        figures = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
+        figures["train/grad_norm"] = grad_norm
+        self._refuse_what_is_not_finite(figures)
         if self.config.router_bias_update_rate:
-            load_LE = sum_over_ranks(self._step_load)
-            dense = self.config.first_k_dense_replace
-            for load_E, layer in zip(load_LE, self.model.model.sharing.deciding_layers, strict=True):
-                bias_E = self.model.model.layers[layer + dense].mlp.selection_bias_E
-                update_selection_bias(bias_E, load_E, self.config.router_bias_update_rate)
+            self._move_selection_biases()
+        self._log_step(figures | {"lr": optimizer.param_groups[0]["lr"]})
+
+    def _refuse_what_is_not_finite(self, figures: Mapping[str, float]) -> None:
+        for name in ("train/loss", "train/grad_norm"):
+            if not math.isfinite(figures[name]):
+                blocks = self._totals.suspect_blocks()
+                raise ValueError(
+                    f"{name} ({figures[name]}) must be finite, but is not at optimizer step {self.trainer.global_step}"
+                    f"{f' (blocks {blocks})' if blocks else ''}; {last_good_checkpoint(self.trainer)}; lower "
+                    "model.optimizer.lr or set trainer.gradient_clip_val"
+                )
+
+    def _move_selection_biases(self) -> None:
+        dense = self.config.first_k_dense_replace
+        for load_E, layer in zip(self._totals.load(), self.model.model.sharing.deciding_layers, strict=True):
+            bias_E = self.model.model.layers[layer + dense].mlp.selection_bias_E
+            update_selection_bias(bias_E, load_E, self.config.router_bias_update_rate)
+
+    def _log_step(self, figures: dict[str, float]) -> None:
+        loss = figures["train/loss"]
+        figures["train/perplexity"] = perplexity(loss)
+        if bytes_per_target := self._bytes_per_target("train"):
+            figures["train/bits_per_byte"] = loss / math.log(2) / bytes_per_target
+        # Beyond what the progress bar shows, only where Lightning hands the figures to the loggers.
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            figures |= load_metrics(self._totals.load(), self.model.model.sharing.deciding_layers)
+        self._log(figures)
+
+    def _log(self, figures: Mapping[str, float]) -> None:
+        # In double precision, which keeps a Python number as it is.
+        self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
 
     def configure_gradient_clipping(
         self,
@@ -169,10 +174,11 @@ class PathMoEModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, and log the norm that the gradient had before."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clip as Lightning does, with the norm that is known already."""
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._grad_norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # --- validation ---
 
