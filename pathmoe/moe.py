@@ -27,7 +27,9 @@ class MoELayer(nn.Module):
             else None
         )
         self.selection_bias_E: Tensor | None
-        bias = torch.zeros(config.num_experts) if decides and config.router_bias_update_rate else None
+        bias = (
+            torch.zeros(config.num_experts, dtype=torch.float32) if decides and config.router_bias_update_rate else None
+        )
         self.register_buffer("selection_bias_E", bias)
 
     def forward(

@@ -1,5 +1,7 @@
 """A text sample from a model, the same every time."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +26,8 @@ def sample_text(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        generated = model.generate(
+        generate: Any = model.generate  # its type asks for a protocol that no class of transformers declares
+        generated = generate(
             torch.tensor([ids], device=model.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             max_new_tokens=max_new_tokens,
@@ -35,4 +38,4 @@ def sample_text(
             eos_token_id=tokenizer.eos_token_id,
         )
     model.train(was_training)
-    return tokenizer.decode(generated[0], skip_special_tokens=True)
+    return str(tokenizer.decode(generated[0], skip_special_tokens=True))

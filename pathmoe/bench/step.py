@@ -7,7 +7,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from pathmoe.bench.peer import build_peer
 from pathmoe.bench.saved import saved_bytes
 from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
-from pathmoe.training.arguments import config_folder, read_yaml
+from pathmoe.training.config_files import config_folder, read_yaml
 from pathmoe.training.provenance import provenance
 
 
@@ -32,7 +32,7 @@ def tiny_settings(router: str = "path_b4") -> tuple[PathMoEConfig, int, int]:
     return config, blocks, tiny["data"]["sequence_length"]
 
 
-def training_step(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Callable[[], None]:
+def training_step(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> Callable[[], None]:
     """One step: forward, backward, clip, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 

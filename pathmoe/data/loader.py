@@ -28,11 +28,16 @@ class MicroBatches(Dataset[Batch]):
         self._num_items: tuple[int, int] | None = None
 
     def __getitem__(self, number: int) -> Batch:
-        """The contract's tensors, with `num_items`, `step` and `micro_batch`."""
+        """The contract's tensors, with `num_items`, `step`, `micro_batch` and `block_ids`."""
         step, micro_batch = divmod(number, self.geometry.accumulate_grad_batches)
-        positions = self.geometry.micro_batch_positions(step, micro_batch)
-        batch = self.blocks.batch(block_indices(positions, len(self.blocks), self.seed))
-        return {**batch, "num_items": self._targets_of(step), "step": step, "micro_batch": micro_batch}
+        indices = block_indices(self.geometry.micro_batch_positions(step, micro_batch), len(self.blocks), self.seed)
+        return {
+            **self.blocks.batch(indices),
+            "num_items": self._targets_of(step),
+            "step": step,
+            "micro_batch": micro_batch,
+            "block_ids": indices.tolist(),
+        }
 
     def _targets_of(self, step: int) -> int:
         """Targets of the whole global batch: every rank computes the same number, without communication."""

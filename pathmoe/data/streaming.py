@@ -67,7 +67,7 @@ class StreamedBatches(TorchIterableDataset[tuple[Batch, dict[int, State]]]):
             for micro_batch in range(accumulate):
                 rows = slice(micro_batch * size, (micro_batch + 1) * size)
                 batch: Batch = {**block_to_batch(tokens_BT[rows], packed_starts_BP[rows])}
-                batch |= {"num_items": num_items, "step": step, "micro_batch": micro_batch}
+                batch |= {"num_items": num_items, "step": step, "micro_batch": micro_batch, "num_items_is_local": True}
                 yield batch, ({step: before, step + 1: after} if micro_batch == 0 else {})
             step, before = step + 1, after
 

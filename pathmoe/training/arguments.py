@@ -1,11 +1,9 @@
 """Command-line arguments before they are parsed: shipped configs by name, and the saved config of a checkpoint."""
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-import yaml
-
+from pathmoe.training.config_files import SAID_ONCE, find_config
 from pathmoe.training.run_folder import (
     LAST_CHECKPOINT,
     default_run_folder,
@@ -13,33 +11,6 @@ from pathmoe.training.run_folder import (
     resolve_checkpoint,
     saved_config,
 )
-
-
-def config_folder() -> Path:
-    """Where the shipped configs lie: inside the installed package, or in the repository that it is edited in."""
-    packaged = Path(str(resources.files("pathmoe"))) / "configs"
-    return packaged if packaged.is_dir() else packaged.parent.parent / "configs"
-
-
-def find_config(name: str) -> str:
-    """A path for `--config`: the file itself, or the shipped config of that name or path (`tiny`, `routers/omni`).
-
-    Raises:
-        ValueError: neither; or several shipped configs of that name.
-    """
-    if Path(name).is_file():
-        return name
-    shipped = config_folder()
-    stem = name.removeprefix("configs/").removesuffix(".yaml")
-    if (shipped / f"{stem}.yaml").is_file():
-        return str(shipped / f"{stem}.yaml")
-    found = sorted(path for path in shipped.rglob("*.yaml") if path.stem == stem)
-    if len(found) == 1:
-        return str(found[0])
-    names = ", ".join(
-        sorted(str(path.relative_to(shipped).with_suffix("")) for path in found or shipped.rglob("*.yaml"))
-    )
-    raise ValueError(f"--config ({name}) must be a file or one shipped config; choose among: {names}")
 
 
 def option_values(arguments: Sequence[str], *options: str) -> list[str]:
@@ -58,11 +29,15 @@ def expand(arguments: Sequence[str]) -> list[str]:
     The saved configuration comes first, so that files and flags given beside it win. `--run_dir` becomes explicit.
     Without a checkpoint to go on from, `fit --ckpt_path last` starts anew.
 
+    Args:
+        arguments: the subcommand and what follows it.
+
     Raises:
-        ValueError: a config or a checkpoint that is not there.
+        ValueError: a config or a checkpoint that is not there; an option that follows another one.
     """
-    if not arguments or arguments[0].startswith("-"):
-        return list(arguments)
+    for key, source in SAID_ONCE.items():
+        for value in option_values(arguments, f"--{key}"):
+            raise ValueError(f"--{key} ({value}) must not be given, since it follows {source}; give --{source}")
     command, rest = arguments[0], _with_found_configs(arguments[1:])
     configs = option_values(rest, "--config", "-c")
     ckpt_path = next(iter(option_values(rest, "--ckpt_path")[-1:]), None)
@@ -107,8 +82,3 @@ def _without_option(arguments: Sequence[str], option: str) -> list[str]:
             kept.append(argument)
         skip = argument == option and not skip
     return kept
-
-
-def read_yaml(path: Path) -> dict:
-    """A YAML file's mapping."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

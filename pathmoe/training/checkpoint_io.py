@@ -1,10 +1,8 @@
 """Checkpoint files that are whole or not there, and that load no code."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -21,7 +19,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`, replacing what is there only once the new file is whole and on disk."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        # One name, so that what a killed process left is overwritten by the next.
+        beside = path.with_name(f".{path.name}.partial")
         try:
             with beside.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -51,8 +50,9 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
         )
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:
+        # Bytes that are no checkpoint lead the unpickler to errors of every kind.
+        reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"[:120]
         raise ValueError(
             f"--ckpt_path ({path}) must be a whole checkpoint, but it can't be read ({reason}); "
             "use another one of the run, such as best.ckpt"

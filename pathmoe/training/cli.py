@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
 from pathmoe.training.arguments import expand
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO
+from pathmoe.training.config_files import SAID_ONCE
 from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
@@ -33,12 +35,18 @@ from pathmoe.training.speed import SpeedMonitor
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
 
+SUBCOMMANDS = {
+    "fit": "train, or go on with a run: --ckpt_path last",
+    "validate": "measure a checkpoint on its validation data: --ckpt_path P",
+    "export": "write a checkpoint as a Hugging Face folder: --ckpt_path P --out DIR",
+}
+
 # What belongs to one call and not to the run.
 _OF_ONE_CALL = ("ckpt_path", "weights_only", "dry_run", "config", "run_dir", "verbose")
 
 
 class PathMoECLI(LightningCLI):
-    """fit, validate and test."""
+    """`fit` and `validate`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of ours, and what is said once and used twice."""
@@ -49,14 +57,13 @@ class PathMoECLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=1000, help="Optimizer steps between checkpoints."
         )
-        parser.link_arguments("model.config.vocab_size", "data.vocab_size")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        for key, source in SAID_ONCE.items():
+            parser.link_arguments(source, key, compute_fn=int)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without predict, which a language model has no use for."""
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        """The one that was asked for, since setting up the options of each takes a while."""
+        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]]}
 
     def _parse_ckpt_path(self) -> None:
         # LightningCLI would take hyperparameters from the checkpoint over the flags; ours are beside it, under the flags.
@@ -76,9 +83,14 @@ class PathMoECLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, or print the dry run."""
         settings = self.config[self.subcommand]
+        accumulate = settings.trainer.accumulate_grad_batches
+        if accumulate < 1:
+            raise ValueError(f"trainer.accumulate_grad_batches ({accumulate}) must be at least 1; raise it")
         if settings.dry_run:
             print(dry_run_report(self.resolved_config(), _world_size(settings.trainer)))
             raise SystemExit(0)
+        if self.subcommand == "validate" and settings.ckpt_path is None:
+            raise ValueError("--ckpt_path (null) must name what to validate: a checkpoint, a run folder, last or best")
         if self.subcommand == "fit" and settings.ckpt_path is None and rank_zero_only.rank == 0:
             refuse_another_run(self.run_folder)
         self._saved = self.resolved_config()
@@ -115,8 +127,11 @@ class PathMoECLI(LightningCLI):
             )
             last = LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)
             callbacks += [SaveRun(self.run_folder, self._saved), best, last]
-            config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
-        return super()._instantiate_trainer(config, callbacks)
+        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:
+            raise ValueError(f"trainer: {error}") from error
 
 
 def _world_size(trainer: Any) -> int:
@@ -125,11 +140,32 @@ def _world_size(trainer: Any) -> int:
 
 
 def _quieten() -> None:
-    """Leave the terminal to the progress bar: no hardware tips, no bars of writers."""
+    """Leave the terminal to the progress bar: no hardware tips, no bars of writers, no news for Lightning's authors."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # A run's folder is not empty when the run goes on, and validation needs no callbacks of training.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{what}" for name, what in SUBCOMMANDS.items()]
+    program = Path(sys.argv[0]).name
+    return "\n".join(
+        [
+            f"usage: {program} {{{','.join(SUBCOMMANDS)}}} [options]",
+            "",
+            "Train, validate and export path-constrained Mixture-of-Experts language models.",
+            "",
+            *lines,
+            "",
+            f"The options of each: {program} fit --help",
+            f"The smallest run:    {program} fit --config tiny --config path_b4",
+        ]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,7 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    if arguments[:1] == ["export"]:
+    subcommand = arguments[0] if arguments else ""
+    if subcommand in ("", "-h", "--help"):
+        print(_help())
+    if subcommand in ("-h", "--help"):
+        return
+    if subcommand not in SUBCOMMANDS:
+        raise ValueError(f"the subcommand ({subcommand}) must be one of {', '.join(SUBCOMMANDS)}; give it first")
+    if subcommand == "export":
         export_command(arguments[1:])
         return
     # LightningCLI and the ranks that its strategies start read the command line themselves.
@@ -151,8 +194,9 @@ def _run(arguments: list[str]) -> None:
         TokenDataModule,
         save_config_callback=None,
         seed_everything_default=0,
+        # The stream of blocks has no end; steps bound a run.
+        trainer_defaults={"max_epochs": -1},
         parser_class=OneLineParser,
-        parser_kwargs={"description": "Train and validate path-constrained Mixture-of-Experts language models."},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )

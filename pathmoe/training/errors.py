@@ -3,51 +3,80 @@
 import re
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from huggingface_hub.errors import StrictDataclassError
-from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 _OUR_PACKAGES = ("pathmoe", "pathmoe_kernels", "pathmoe_eval")
 
 
-def one_line(message: str) -> str:
-    """A parser's message as one line that leads with the innermost key it names."""
-    message = re.sub(
-        r"^Subcommand '\w+' does not accept option '([^']+)'$", r"\1 is not a known key; see --help", message
-    )
-    message = re.sub(r"^unrecognized arguments: (--\S+)(.*)$", r"\1 is not a known option; see --help", message)
-    message = re.sub(r"^Option '([^']+)' is not accepted$", r"\1 is not a known key here; see --help", message)
-    keys = re.findall(r"[Kk]ey \"([^\"]+)\"", message)
-    if keys:
-        detail = re.split(r"[Kk]ey \"[^\"]+\":", message)[-1]
-        value = re.findall(r"(?:Got value|Given value): (.*)", detail)
-        allowed = _allowed(detail)
-        if value and allowed:
-            return f"{keys[-1]} ({value[-1].strip()}) must be {allowed}; change the value"
-        message = f"{keys[-1]}: {detail}"
-    return re.sub(r"\s+", " ", message).strip()
+def one_line(message: str, known_keys: Iterable[str] = ()) -> str:
+    """A parser's message as one line that leads with the innermost key it names.
+
+    Args:
+        message: of jsonargparse or argparse.
+        known_keys: what a key that is not known may have been meant to be.
+    """
+    message = re.sub(r"\s+", " ", message).strip()
+    for pattern, clearer in _CLEARER.items():
+        message = re.sub(pattern, clearer, message)
+    unknown = re.match(r"(?:--)?(\S+) .*is not a known (?:key|option); see --help", message)
+    if unknown and (close := get_close_matches(unknown[1], known_keys, n=1)):
+        return message.replace("see --help", f"did you mean {close[0]}?")
+    key = re.match(r"Parser key \"([^\"]+)\": (.*)", message)
+    if not key:
+        return message
+    name, detail = key.groups()
+    given = re.search(r"(?:Got value|Given value): (.*?)$", detail)
+    class_path = re.search(r"Problem with given class_path '(.+?)': (.*?) - ", detail + " - ")
+    if class_path:
+        return f"{name}: class_path ({class_path[1]}) can't be used ({class_path[2]}); change it"
+    if given:
+        return f"{name} ({given[1]}) must be {_allowed(detail)}; change it"
+    return f"{name}: {detail}"
+
+
+# jsonargparse's messages that lack the key's place in the line, or what to do.
+_CLEARER = {
+    r"^Subcommand '\w+' does not accept option '(.+)'$": r"\1 is not a known key; see --help",
+    r"^Option '(.+)' is not accepted$": r"\1 is not a known key where it stands; see the class that is given it",
+    r"^unrecognized arguments: (-[^\s=]+)=(\S*).*$": r"\1 (\2) is not a known option; see --help",
+    r"^unrecognized arguments: (-\S+) ([^-]\S*).*$": r"\1 (\2) is not a known option; see --help",
+    r"^unrecognized arguments: (\S+).*$": r"\1 is not a known option; see --help",
+    r"^argument (?:-c/)?(--\S+): expected one argument$": r"\1 must be followed by a value; add it",
+}
 
 
 def _allowed(detail: str) -> str:
     """The types that the parser expected, in words."""
-    subtypes = re.search(r"Subtypes: \[(.*)\]", detail)
-    expected = subtypes.group(1) if subtypes else ", ".join(re.findall(r"Expected an? (.*?)\. Got value", detail))
-    literal = re.fullmatch(r"typing\.Literal\[(.*)\]", expected)
-    if literal:
-        return f"one of {literal.group(1)}"
-    words = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", expected)
-    return words.replace("NoneType", "null").replace(", ", " or ")
+    subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:", detail)
+    expected = subtypes[1] if subtypes else re.search(r"Expected an? (.*?)\. Got value", detail)[1]
+    choices = re.findall(r"typing\.Literal\[(.*?)\]", expected)
+    if choices:
+        choices += ["null"] if "NoneType" in expected else []
+        return f"one of {', '.join(choices)}"
+    words = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected)
+    return f"of type {words.replace('NoneType', 'null').replace(', ', ' or ')}"
 
 
 class OneLineParser(LightningArgumentParser):
-    """Lightning's parser, with errors of one line instead of the usage text."""
+    """Lightning's parser, with errors of one line instead of the usage text, and options by their full names only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and exit with status 2."""
-        fail(one_line(message))
+        fail(one_line(message, self._known_keys()))
+
+    def _known_keys(self) -> list[str]:
+        subparsers = self._subcommands_action.choices.values() if self._subcommands_action else ()
+        options = [option for parser in (self, *subparsers) for option in parser._option_string_actions]
+        return [option.removeprefix("--") for option in options]
 
 
 def fail(message: str) -> NoReturn:
@@ -65,6 +94,8 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
         program()
     except StrictDataclassError as error:
         fail("model.config: " + one_line(str(error)))
+    except MisconfigurationException as error:
+        fail("trainer: " + one_line(str(error)))
     except ValueError as error:
         if not _is_ours(error):
             raise
@@ -75,6 +106,3 @@ def _is_ours(error: BaseException) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return module.split(".")[0] in _OUR_PACKAGES
-
-
-__all__ = ["ArgumentParser", "OneLineParser", "fail", "one_line", "with_one_line_errors"]

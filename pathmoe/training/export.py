@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathmoe.model import PathMoEForCausalLM
 from pathmoe.olmoe import to_olmoe
 from pathmoe.training.checkpoint_io import read_checkpoint
 from pathmoe.training.errors import OneLineParser
-from pathmoe.training.run_folder import TOKENIZER_FOLDER, resolve_checkpoint
+from pathmoe.training.run_folder import resolve_checkpoint, saved_tokenizer
 
 ExportFormat = Literal["pathmoe", "olmoe"]
 
@@ -49,10 +50,8 @@ def export_model(
     Raises:
         ValueError: a router that OLMoE has no form for, or a folder that holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"--out ({folder}) must be a new folder or an earlier export, and holds something else; choose another"
-        )
+    if folder.exists() and not _is_empty_or_export(folder):
+        raise ValueError(f"--out ({folder}) must be new, or the folder of an earlier export; choose another")
     exported: PreTrainedModel = to_olmoe(model) if export_format == "olmoe" else model
     for settings in (exported.config, exported.generation_config):
         settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -71,9 +70,17 @@ def export_model(
         raise
 
 
+def _is_empty_or_export(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or {"config.json", "generation_config.json", "tokenizer_config.json"} <= names
+
+
 def export_command(arguments: Sequence[str]) -> None:
     """`export --ckpt_path P --out DIR [--format olmoe]`."""
-    parser = OneLineParser(prog="train.py export", description="Write a checkpoint as a Hugging Face folder.")
+    program = f"{Path(sys.argv[0]).name} export"
+    parser = OneLineParser(prog=program, description="Write a checkpoint as a Hugging Face folder.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint, a run folder, or last.")
     parser.add_argument("--out", type=Path, required=True, help="Folder to write.")
     parser.add_argument(
@@ -81,6 +88,7 @@ def export_command(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(list(arguments))
     checkpoint = resolve_checkpoint(options.ckpt_path, None)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.parent / TOKENIZER_FOLDER)
-    export_model(load_model(checkpoint), tokenizer, options.out, options.format)
+    model = load_model(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer(checkpoint))
+    export_model(model, tokenizer, options.out, options.format)
     print(f"exported {checkpoint} to {options.out} ({options.format})")

@@ -23,12 +23,35 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"--checkpoint_every_n_steps ({every_n_steps}) must be at least 1; raise it")
         self.path = path
         self.every_n_steps = every_n_steps
+        self._save_after_validation = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a step is complete."""
+        """Save where a step is complete; after the validation where one follows, so that a resumed run has it too."""
         step = trainer.global_step
         complete = batch["micro_batch"] + 1 == trainer.accumulate_grad_batches
-        if complete and (step % self.every_n_steps == 0 or step == trainer.max_steps):
+        due = complete and (step % self.every_n_steps == 0 or step == trainer.max_steps)
+        self._save_after_validation = due and _validation_follows(trainer)
+        if due and not self._save_after_validation:
             trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what the end of the step has left for now."""
+        if self._save_after_validation:
+            self._save_after_validation = False
+            trainer.save_checkpoint(self.path)
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended; it has no public way to ask."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def last_good_checkpoint(trainer: Trainer) -> str:
+    """For an error message: how to go on from the last checkpoint of the run."""
+    paths = [callback.path for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)]
+    if not any(path.exists() for path in paths):
+        return "start again, as there is no checkpoint yet"
+    return f"go on from the last good checkpoint with --ckpt_path {paths[0]}"

@@ -3,24 +3,27 @@
 # Shapes: B batch, S sequence, T = B*S tokens, L MoE layers, E experts.
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pathmoe.balancing import sum_over_ranks, update_selection_bias
 from pathmoe.config import PathMoEConfig
-from pathmoe.model import PathMoECausalLMOutput, PathMoEForCausalLM
+from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
-from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.last_checkpoint import last_good_checkpoint
 from pathmoe.training.load_metrics import load_metrics
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
-from pathmoe.training.settings import apply_group_settings, group_settings
-from pathmoe.training.schedule import ScheduleConfig, build_scheduler
+from pathmoe.training.schedule import ScheduleConfig, build_scheduler, check_schedule
+from pathmoe.training.settings import apply_group_settings, check_groups, group_settings
+from pathmoe.training.step_totals import StepTotals
+from pathmoe.training.trainer_requirements import check_trainer
 
 Batch = Mapping[str, Any]
 _INITIALISATION, _NOISE = 0, 1
@@ -63,12 +66,18 @@ class PathMoEModule(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile
         self.seed = seed
-        self.model: PathMoEForCausalLM | None = None
-        self._start_step()
+        self.model: PathMoEForCausalLM
+        self._totals = StepTotals()
+
+    def setup(self, stage: str) -> None:
+        """Check what training needs before anything is built."""
+        if stage == "fit":
+            check_trainer(self.trainer)
+            check_schedule(self.schedule_config, self.trainer.max_steps)
 
     def configure_model(self) -> None:
         """Build the model; its weights depend on the seed alone, whatever was drawn before."""
-        if self.model is not None:
+        if hasattr(self, "model"):
             return
         self.config._attn_implementation = self.attn_implementation
         self.config._experts_implementation = self.experts_implementation
@@ -76,10 +85,23 @@ class PathMoEModule(LightningModule):
             torch.manual_seed(fold_seed(self.seed, _INITIALISATION))
             self.model = PathMoEForCausalLM(self.config)
         if self.activation_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.compile_layers:
             for layer in self.model.model.layers:
-                layer.compile()
+                # All layers are one function to the compiler, so that its limit is on their kinds (dense, first,
+                # deciding, following), times training and validation.
+                layer.compile(recompile_limit=32)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # bf16-true converts the whole module, buffers included: selection biases would stop moving, and rotary
+        # frequencies would not be those of the exported model.
+        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in buffers.items():
+            module, _, leaf = name.rpartition(".")
+            owner = self.get_submodule(module)
+            owner._buffers[leaf] = buffer.to(owner._buffers[leaf].device)
+        return self
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and the schedule stepped with it."""
@@ -144,8 +166,8 @@ class PathMoEModule(LightningModule):
                 blocks = self._totals.suspect_blocks()
                 raise ValueError(
                     f"{name} ({figures[name]}) must be finite, but is not at optimizer step {self.trainer.global_step}"
-                    f"{f' (blocks {blocks})' if blocks else ''}; {last_good_checkpoint(self.trainer)}; lower "
-                    "model.optimizer.lr or set trainer.gradient_clip_val"
+                    f"{f' (blocks {blocks})' if blocks else ''}; lower model.optimizer.lr or set "
+                    f"trainer.gradient_clip_val, and {last_good_checkpoint(self.trainer)}"
                 )
 
     def _move_selection_biases(self) -> None:
@@ -156,7 +178,7 @@ class PathMoEModule(LightningModule):
 
     def _log_step(self, figures: dict[str, float]) -> None:
         loss = figures["train/loss"]
-        figures["train/perplexity"] = perplexity(loss)
+        figures["train/perplexity"] = _perplexity(loss)
         if bytes_per_target := self._bytes_per_target("train"):
             figures["train/bits_per_byte"] = loss / math.log(2) / bytes_per_target
         # Beyond what the progress bar shows, only where Lightning hands the figures to the loggers.
@@ -184,7 +206,7 @@ class PathMoEModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums over the validation split."""
-        self._nats = torch.zeros(2, dtype=torch.float64)
+        self._nats_and_targets = torch.zeros(2, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Sum of the cross-entropy over the batch's targets; returns the top-1 path of each token: [T, L]."""
@@ -196,20 +218,21 @@ class PathMoEModule(LightningModule):
             return_logits=False,
             use_cache=False,
         )
-        # Double precision, so that the sum hardly depends on the batching.
+        # Double precision, so that the sum hardly depends on the batching; on the CPU, as not every device has it.
         num_targets = (batch["shift_labels"] != -100).sum()
-        self._nats += torch.stack([output.cross_entropy, num_targets]).double().cpu()
+        self._nats_and_targets += torch.stack([output.cross_entropy, num_targets]).cpu()
         path_ids_TL = torch.stack([routing.expert_ids_TK[:, 0] for routing in output.routings], dim=-1)
         return {"path_ids": path_ids_TL}
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and bits per byte over all ranks' batches."""
-        nats, num_targets = self.trainer.strategy.reduce(self._nats.to(self.device), reduce_op="sum").tolist()
+        sums = self._nats_and_targets
+        nats, num_targets = (sums if self.trainer.world_size == 1 else sum_over_ranks(sums.to(self.device))).tolist()
         loss = nats / max(num_targets, 1)
-        metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
-        if self._bytes_per_target("validation"):
-            metrics["val/bits_per_byte"] = loss / math.log(2) / self._bytes_per_target("validation")
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
+        figures = {"val/loss": loss, "val/perplexity": _perplexity(loss)}
+        if bytes_per_target := self._bytes_per_target("validation"):
+            figures["val/bits_per_byte"] = loss / math.log(2) / bytes_per_target
+        self._log(figures)
 
     def _bytes_per_target(self, split: str) -> float | None:
         """UTF-8 bytes behind one target of a split of the data; None where nobody counted them."""
@@ -224,5 +247,13 @@ class PathMoEModule(LightningModule):
         checkpoint["pathmoe"] = {"config": self.config.to_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture."""
+        """Refuse a checkpoint of another architecture or, to go on with training, of another optimizer."""
         check_architecture(checkpoint.get("pathmoe"), self.config)
+        if self.trainer.state.fn == TrainerFn.FITTING and checkpoint.get("optimizer_states"):
+            check_groups(
+                checkpoint["optimizer_states"][0]["param_groups"], build_optimizer(self.model, self.optimizer_config)
+            )
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pathmoe.data import TokenDataModule
 from pathmoe.model import PathMoEForCausalLM
-from pathmoe.training.arguments import read_yaml
+from pathmoe.training.config_files import read_yaml
 from pathmoe.training.export import load_model
 from pathmoe.training.run_folder import resolve_checkpoint, saved_config
 

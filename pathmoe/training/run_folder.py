@@ -1,5 +1,6 @@
 """The folder of a run: where its checkpoints, configuration and logs lie, and how a name stands for one of them."""
 
+import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def resolve_checkpoint(ckpt_path: str, run_folder: Path | None) -> Path:
         path = (run_folder or newest_run_folder()) / name
     else:
         path = Path(ckpt_path)
-        if (path / CONFIG_FILE).is_file():
+        if (path / CONFIG_FILE).is_file() or (path / LAST_CHECKPOINT).exists():
             path = path / LAST_CHECKPOINT
     if not path.exists():
         raise ValueError(
@@ -62,8 +63,21 @@ def saved_config(checkpoint: Path) -> Path:
     Raises:
         ValueError: it is not there.
     """
-    path = checkpoint.parent / CONFIG_FILE
-    if not path.is_file():
+    return _beside(checkpoint, CONFIG_FILE)
+
+
+def saved_tokenizer(checkpoint: Path) -> Path:
+    """The folder of the tokenizer that lies beside a checkpoint.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    return _beside(checkpoint, TOKENIZER_FOLDER)
+
+
+def _beside(checkpoint: Path, name: str) -> Path:
+    path = checkpoint.parent / name
+    if not path.exists():
         raise ValueError(
             f"{path} must lie beside the checkpoint {checkpoint.name}; copy it there from the run's folder"
         )
@@ -71,21 +85,45 @@ def saved_config(checkpoint: Path) -> Path:
 
 
 def refuse_another_run(run_folder: Path) -> None:
-    """Refuse to start a new run in the folder of an old one.
+    """Refuse to start a new run in the folder of an old one; one that left no checkpoint does not count.
 
     Raises:
         ValueError: the folder holds a run.
     """
-    if (run_folder / CONFIG_FILE).exists() or (run_folder / LAST_CHECKPOINT).exists():
+    for name in (LAST_CHECKPOINT, BEST_CHECKPOINT):
+        if (run_folder / name).exists():
+            raise ValueError(
+                f"--run_dir ({run_folder}) must not hold another run; go on with it by "
+                f"--ckpt_path {name.removesuffix('.ckpt')}, or choose another --run_dir"
+            )
+
+
+def lock_run_folder(run_folder: Path) -> int:
+    """Make the folder of a run this process's own, as long as the returned file descriptor is open.
+
+    The system lets go of it however the process ends, and other machines do not see it.
+
+    Raises:
+        ValueError: another process has it, or it can't be made.
+    """
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_folder, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"--run_dir ({run_folder}) can't be made ({error.strerror}); choose another") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
         raise ValueError(
-            f"--run_dir ({run_folder}) must not hold another run; go on with it by --ckpt_path last, "
-            "or choose another --run_dir"
-        )
+            f"--run_dir ({run_folder}) must not be in use by another process; wait for it, or choose another"
+        ) from error
+    return descriptor
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a small file beside and rename it, so that no reader meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.partial")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

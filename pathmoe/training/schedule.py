@@ -64,8 +64,8 @@ def lr_factor(step: int, max_steps: int, config: ScheduleConfig) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape
 
 
-def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, max_steps: int) -> LambdaLR:
-    """A scheduler that multiplies each group's own rate by `lr_factor`; to be stepped once an optimizer step.
+def check_schedule(config: ScheduleConfig, max_steps: int) -> None:
+    """Refuse a schedule that a run of `max_steps` optimizer steps cannot have.
 
     Raises:
         ValueError: a run without a number of steps, or one too short for its warm-up and decay.
@@ -79,4 +79,13 @@ def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, max_steps: int
             f"model.schedule.warmup_steps ({config.warmup_steps}){also} must fit in trainer.max_steps ({max_steps}); "
             "shorten them or train for longer"
         )
+
+
+def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, max_steps: int) -> LambdaLR:
+    """A scheduler that multiplies each group's own rate by `lr_factor`; to be stepped once an optimizer step.
+
+    Raises:
+        ValueError: see `check_schedule`.
+    """
+    check_schedule(config, max_steps)
     return LambdaLR(optimizer, lambda step: lr_factor(step, max_steps, config))

@@ -1,4 +1,4 @@
-"""An optimizer's settings across a resume: torch restores them with the state, and the command line must win."""
+"""An optimizer's groups across a resume: they must be the same, but the command line's settings win over restored ones."""
 
 from typing import Any
 
@@ -6,6 +6,31 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 GroupSettings = list[dict[str, Any]]
+
+
+def check_groups(saved_groups: GroupSettings, optimizer: Optimizer) -> None:
+    """Refuse optimizer state that was saved for other groups of parameters, which torch would take or choke on.
+
+    Args:
+        saved_groups: `param_groups` of the saved state.
+        optimizer: the one that is to take it.
+
+    Raises:
+        ValueError: the groups differ in name or number of parameters.
+    """
+    before, now = (
+        [(group["name"], len(group["params"])) for group in g] for g in (saved_groups, optimizer.param_groups)
+    )
+    if before != now:
+        raise ValueError(
+            "model.optimizer.name and model.config.router_frozen must be the checkpoint's, since they decide which "
+            f"optimizer has which parameters (here {_listed(now)}, in the checkpoint {_listed(before)}); set them "
+            "back, or start another run with --run_dir"
+        )
+
+
+def _listed(groups: list[tuple[str, int]]) -> str:
+    return " + ".join(f"{count} {name}" for name, count in groups)
 
 
 def group_settings(optimizer: Optimizer) -> GroupSettings:

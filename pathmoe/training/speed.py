@@ -39,8 +39,9 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
 class SpeedMonitor(Callback):
     """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `train/peak_memory_gib`.
 
-    Speed is that of training steps since the last logged one, on all ranks together; validation and checkpoints do
-    not count. `seconds` and `tokens` sum over the whole run, parts before a resume included.
+    Speed is that of training, waiting for data included, since the last time it was logged, on all ranks together;
+    validation and checkpoints do not count. `seconds` and `tokens` sum over the whole run, parts before a resume
+    included.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class SpeedMonitor(Callback):
         self._window_seconds = 0.0
         self._window_tokens = 0
         self._peak_flops = float("nan")
-        self._started = 0.0
+        self._clock: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what utilisation is measured against."""
@@ -58,15 +59,17 @@ class SpeedMonitor(Callback):
         self._peak_flops = peak_flops_per_second(pl_module.device, dtype) * trainer.world_size
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clock, unless it runs since the last step."""
+        if self._clock is None:
+            self._clock = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock, and log at the trainer's interval."""
-        tokens = batch["input_ids"].numel() * trainer.world_size
-        seconds = time.perf_counter() - self._started
+        """Read the clock, and log at the trainer's interval."""
+        assert self._clock is not None
+        before, self._clock = self._clock, time.perf_counter()
+        seconds, tokens = self._clock - before, batch["input_ids"].numel() * trainer.world_size
         self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
         self._window_seconds, self._window_tokens = self._window_seconds + seconds, self._window_tokens + tokens
         if batch["micro_batch"] + 1 < trainer.accumulate_grad_batches:
@@ -75,15 +78,23 @@ class SpeedMonitor(Callback):
             return
         speed = self._window_tokens / self._window_seconds
         flops = flops_per_token(pl_module.config, batch["input_ids"].shape[1]).training
-        pl_module.log_dict(
-            {
-                "train/tokens": float(self.tokens),
-                "train/tokens_per_second": speed,
-                "train/mfu": speed * flops / self._peak_flops,
-                "train/peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
-            }
-        )
+        figures = {
+            "train/tokens": self.tokens,
+            "train/tokens_per_second": speed,
+            "train/mfu": speed * flops / self._peak_flops,
+            "train/peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
+        }
+        # In double precision, which counts tokens exactly.
+        pl_module.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
         self._window_seconds, self._window_tokens = 0.0, 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock; it starts again with the next step."""
+        self._clock = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Stop the clock; it starts again with the next step."""
+        self._clock = None
 
     def state_dict(self) -> dict[str, Any]:
         """Totals for the checkpoint."""

@@ -15,16 +15,17 @@ class StepTotals:
     def __init__(self) -> None:
         self.balance_load_LE: Tensor | None = None
         """Load that the balance loss of the next micro-batch goes on from."""
-        self._load_LE: Tensor | int = 0
+        self._loads: list[Tensor] = []
         self._losses: list[dict[str, Tensor]] = []
         self._block_ids: list[list[int]] = []
 
     def add(self, output: PathMoECausalLMOutput, block_ids: list[int]) -> None:
         """Add a micro-batch: what the model returned, and which blocks it was given (none where they have no ids)."""
+        assert output.expert_load is not None, "the model counts it in every forward"
         losses = {"loss": output.cross_entropy, "balance_loss": output.aux_loss, "z_loss": output.z_loss}
         self._losses.append({name: loss.detach() for name, loss in losses.items() if loss is not None})
         self._block_ids.append(block_ids)
-        self._load_LE = self._load_LE + output.expert_load
+        self._loads.append(output.expert_load)
         self.balance_load_LE = output.balance_load
 
     def losses(self) -> dict[str, Tensor]:
@@ -34,15 +35,15 @@ class StepTotals:
         and `z_loss`, where the model has them, are means over micro-batches and ranks.
         """
         names = list(self._losses[0])
-        rows = [torch.stack([losses[name] for name in names]) for losses in self._losses]
-        sums = torch.stack(rows).sum(dim=0)
-        *sums, num_parts = sum_over_ranks(torch.cat([sums, sums.new_tensor([len(rows)])]))
-        return {name: value if name == "loss" else value / num_parts for name, value in zip(names, sums, strict=True)}
+        sums = [torch.stack([losses[name] for losses in self._losses]).sum() for name in names]
+        # The number of micro-batches travels along, to divide the means by.
+        totals = sum_over_ranks(torch.stack([*sums, torch.full_like(sums[0], len(self._losses))]))
+        means = totals / totals[-1]
+        return {name: totals[i] if name == "loss" else means[i] for i, name in enumerate(names)}
 
     def load(self) -> Tensor:
         """Tokens per expert [L, E] of the global batch; every rank must call this."""
-        assert isinstance(self._load_LE, Tensor), "a step has at least one micro-batch"
-        return sum_over_ranks(self._load_LE)
+        return sum_over_ranks(torch.stack(self._loads).sum(dim=0))
 
     def suspect_blocks(self) -> list[int]:
         """This rank's blocks whose loss is not finite; all of them where none is to blame alone."""
