@@ -5,7 +5,7 @@ when both layers share one, and is an arbitrary label when they do not. Agreemen
 mutual information, which no relabelling of a layer's experts changes.
 """
 
-# Shapes: N tokens, L MoE layers, A = L - 1 adjacent pairs of layers, E experts a layer.
+# Shapes: N tokens, L MoE layers, A = L - 1 adjacent pairs of layers, E experts a layer, K distinct outcomes.
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The peer gets the same data, order, batch, clipping, precision and schedule, and AdamW at the learning rates given.
 """
 
-# Shapes: B batch, S sequence.
+# Shapes: B batch, S sequence, V vocabulary.
 
 import argparse
 import json

@@ -1,7 +1,6 @@
-"""Blocks of one split as a table: memory-mapped Arrow on disk, or the same table in memory (streaming validation).
+"""Blocks of one split as a table: memory-mapped Arrow on disk, or the same table in memory (streaming validation)."""
 
-Shape suffixes: B blocks; T = sequence length + 1 tokens of a block; P = ceil(T / 8) bytes.
-"""
+# Shapes: B blocks, S sequence, T = S + 1 tokens of a block, P = ceil(T / 8) bytes.
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,6 @@
-"""From the texts of a split to tables of blocks, with the counts that its manifest keeps.
+"""From the texts of a split to tables of blocks, with the counts that its manifest keeps."""
 
-Shape suffixes: V vocabulary; N tokens of a stream; B blocks; T = S + 1 tokens of a block; S sequence length.
-"""
+# Shapes: V vocabulary, N tokens of a stream, B blocks, S sequence, T = S + 1 tokens of a block.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator

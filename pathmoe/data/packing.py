@@ -2,9 +2,9 @@
 
 Blocks overlap by one token, so that every token of the stream but the first is a target once. Where documents begin is
 kept beside the tokens; positions and masked targets are rebuilt from it when a batch is made.
-
-Shape suffixes: N tokens of a stream; B blocks; S sequence length; T = S + 1 tokens of a block; P = ceil(T / 8) bytes.
 """
+
+# Shapes: N tokens of a stream, B blocks, S sequence, T = S + 1 tokens of a block, P = ceil(T / 8) bytes.
 
 from collections.abc import Sequence
 from itertools import chain

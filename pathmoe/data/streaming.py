@@ -2,9 +2,9 @@
 
 Each rank reads its own part of the source, in the order of the source, again and again. Its position is the state of
 the `IterableDataset` and the tokens that were read but not yet trained on.
-
-Shape suffixes: B blocks of a step on this rank; T = sequence length + 1 tokens of a block.
 """
+
+# Shapes: B blocks of a step on this rank, N tokens of a stream, T = sequence + 1 tokens of a block, P = T / 8 bytes.
 
 from collections.abc import Callable, Iterator
 from itertools import islice

@@ -1,5 +1,7 @@
 """The tokenizer: a byte-level BPE trained on the source, or any that transformers loads."""
 
+# Shapes: V vocabulary.
+
 import hashlib
 import json
 import re

@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         # Bytes that are no checkpoint lead the unpickler to errors of every kind.
-        reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"[:120]
+        reason = " ".join([type(error).__name__, *str(error).partition(". ")[0].split()])[:120]
         raise ValueError(
             f"--ckpt_path ({path}) must be a whole checkpoint, but it can't be read ({reason}); "
             "use another one of the run, such as best.ckpt"

@@ -25,7 +25,7 @@ def one_line(message: str, known_keys: Iterable[str] = ()) -> str:
     for pattern, clearer in _CLEARER.items():
         message = re.sub(pattern, clearer, message)
     unknown = re.match(r"(?:--)?(\S+) .*is not a known (?:key|option); see --help", message)
-    if unknown and (close := get_close_matches(unknown[1], known_keys, n=1)):
+    if unknown and (close := get_close_matches(unknown[1], known_keys, n=1, cutoff=0.85)):
         return message.replace("see --help", f"did you mean {close[0]}?")
     key = re.match(r"Parser key \"([^\"]+)\": (.*)", message)
     if not key:
@@ -43,7 +43,7 @@ def one_line(message: str, known_keys: Iterable[str] = ()) -> str:
 # jsonargparse's messages that lack the key's place in the line, or what to do.
 _CLEARER = {
     r"^Subcommand '\w+' does not accept option '(.+)'$": r"\1 is not a known key; see --help",
-    r"^Option '(.+)' is not accepted$": r"\1 is not a known key where it stands; see the class that is given it",
+    r"^Option '(.+)' is not accepted$": r"\1 is not a known argument of the class that it is given to; see there",
     r"^unrecognized arguments: (-[^\s=]+)=(\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (-\S+) ([^-]\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (\S+).*$": r"\1 is not a known option; see --help",

@@ -1,7 +1,7 @@
-"""Muon for expert weights: every expert's matrix is orthogonalised on its own, all of them in one batched product.
+"""Muon for expert weights: every expert's matrix is orthogonalised on its own, all of them in one batched product."""
 
-Shapes: E experts, M matrices stacked in the rows of one expert's weight, R rows and C columns of such a matrix.
-"""
+# Shapes: E experts, M matrices stacked in the rows of one expert's weight, R rows and C columns of such a matrix,
+# N matrices of a batch.
 
 import math
 from collections.abc import Callable

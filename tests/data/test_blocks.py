@@ -1,3 +1,5 @@
+# Shapes: B blocks, T tokens of a block.
+
 import pickle
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+# Shapes: B blocks, T tokens of a block.
+
 from itertools import islice
 
 import numpy as np

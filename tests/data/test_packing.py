@@ -1,3 +1,5 @@
+# Shapes: B blocks, T tokens of a block.
+
 from itertools import pairwise
 
 import numpy as np

@@ -1,3 +1,5 @@
+# Shapes: V vocabulary.
+
 from pathlib import Path
 
 import pytest

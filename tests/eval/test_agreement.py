@@ -1,6 +1,6 @@
 """Adjacent-layer agreement and mutual information against token-by-token definitions, closed forms and invariances."""
 
-# Shapes: N tokens, L MoE layers.
+# Shapes: N tokens, L MoE layers, E experts.
 
 import math
 from collections import Counter

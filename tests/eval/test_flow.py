@@ -3,6 +3,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+
 from pathmoe_eval.flow import Flow, flow_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
