@@ -235,10 +235,6 @@ class PathMoEConfig(PreTrainedConfig):
                 f"model.config.rope_parameters.rope_type ({rope.get('rope_type')}) must be one of {', '.join(types)}; "
                 "change it"
             )
-        try:
-            self.validate_rope()
-        except KeyError as error:
-            raise ValueError(f"model.config.rope_parameters ({rope}) must be complete; {error.args[0]}") from error
         # transformers only warns of these, and knows the keys of the other types better than we do.
         unknown = rope.keys() - {"rope_type", "rope_theta"}
         if rope["rope_type"] == "default" and unknown:
@@ -247,6 +243,13 @@ class PathMoEConfig(PreTrainedConfig):
                 f"model.config.rope_parameters.{name} ({rope[name]!r}) is not a known key; "
                 "the default rope_type takes rope_theta"
             )
+        for name in rope.keys() - {"rope_type"}:
+            if isinstance(rope[name], str):
+                raise ValueError(f"model.config.rope_parameters.{name} ({rope[name]!r}) must be a number; change it")
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ValueError(f"model.config.rope_parameters ({rope}) must be complete; {error.args[0]}") from error
 
     def _check_token_ids(self) -> None:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

@@ -131,7 +131,7 @@ class RecurrentRouter(Router):
         return F.linear(state_TP, self.out_projection.weight.float()), state_TP
 
     def reset_parameters(self, std: float) -> None:
-        """Gaussian projections; the output's is wider, as the GRU's state stays below one."""
+        """Gaussian projections."""
         init.normal_(self.in_projection.weight, mean=0.0, std=std)
         init.normal_(self.out_projection.weight, mean=0.0, std=std)
 

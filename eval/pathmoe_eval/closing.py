@@ -3,9 +3,10 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -19,11 +20,15 @@ from pathmoe_eval.sample import sample_text
 SUMMARY_FILE = "summary.json"
 EXPORT_FOLDER = "export"
 
+_WIDTH = 80
+_NAME_WIDTH = 24
+
 
 class ClosingReport(Callback):
-    """Logs `val/path_entropy_bits` and `val/adjacent_agreement`, and closes a fit with what came of it.
+    """Logs path statistics of every validation, and closes a fit with what came of it.
 
-    Path statistics are of the validation tokens of this rank.
+    `val/path_entropy_bits` and `val/adjacent_agreement` are over the validation tokens of all ranks. The close is an
+    export, a text sample, a summary file, and a table on the terminal.
 
     Args:
         prompt: what the text sample goes on from.
@@ -33,17 +38,15 @@ class ClosingReport(Callback):
     def __init__(self, prompt: str = "def ", sample_tokens: int = 80) -> None:
         self.prompt = prompt
         self.sample_tokens = sample_tokens
-        self._summary: dict[str, float | int | str] = {}
+        self._validation: dict[str, float] = {}
+        self._has_trained = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting paths."""
         config = pl_module.config
-        self._paths = PathCounts(num_layers=config.num_moe_layers, num_experts=config.num_experts)
-        self._adjacent = (
-            AdjacentCounts(num_layers=config.num_moe_layers, num_experts=config.num_experts)
-            if config.num_moe_layers > 1
-            else None
-        )
+        shape = {"num_layers": config.num_moe_layers, "num_experts": config.num_experts}
+        self._paths = PathCounts(**shape)
+        self._adjacent = AdjacentCounts(**shape) if config.num_moe_layers > 1 else None
 
     def on_validation_batch_end(
         self,
@@ -62,45 +65,79 @@ class ClosingReport(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the statistics, and keep them for the table."""
-        paths = self._paths.result()
+        if trainer.sanity_checking:
+            return
+        paths = _merged_over_ranks(self._paths).result()
         metrics = {"val/path_entropy_bits": paths.entropy_bits, "val/path_entropy_ceiling_bits": paths.ceiling_bits}
         if self._adjacent is not None:
-            adjacent = self._adjacent.result()
+            adjacent = _merged_over_ranks(self._adjacent).result()
             metrics |= {
                 "val/adjacent_agreement": adjacent.mean_agreement,
                 "val/adjacent_agreement_by_chance": adjacent.mean_agreement_null,
                 "val/adjacent_mutual_information_bits": adjacent.mean_mutual_information_corrected_bits,
             }
-        pl_module.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
-        self._summary |= metrics | {"val/tokens": paths.num_tokens, "val/paths": paths.num_paths}
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        pl_module.log_dict(values, sync_dist=True)
+        self._validation = metrics | {"val/tokens": paths.num_tokens, "val/paths": paths.num_paths}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the summary with what the trainer has measured."""
-        speed = next(callback for callback in trainer.callbacks if isinstance(callback, SpeedMonitor))
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the module has logged by now."""
         for name in ("val/loss", "val/perplexity", "val/bits_per_byte"):
-            if name in trainer.callback_metrics:
-                self._summary[name] = float(trainer.callback_metrics[name])
-        self._summary |= {
-            "steps": trainer.global_step,
-            "tokens": speed.tokens,
-            "seconds": speed.seconds,
-            "tokens_per_second": speed.tokens / max(speed.seconds, 1e-9),
-            "peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
-        }
+            if name in trainer.callback_metrics and not trainer.sanity_checking:
+                self._validation[name] = float(trainer.callback_metrics[name])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there is something new to close with; a run that was complete already does not come here."""
+        self._has_trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, sample, write the summary and print; a run that was complete already prints what it wrote."""
         if not trainer.is_global_zero:
             return
         run_folder = Path(trainer.default_root_dir)
-        if not self._summary:
-            self._summary = json.loads((run_folder / SUMMARY_FILE).read_text())
-        else:
+        summary_file = run_folder / SUMMARY_FILE
+        # Killed between its last checkpoint and this, a run has trained all it should, and has no summary.
+        if self._has_trained or not summary_file.is_file():
+            summary = self._validation | _training_figures(trainer, pl_module)
             tokenizer = trainer.datamodule.tokenizer
             export_model(pl_module.model, tokenizer, run_folder / EXPORT_FOLDER)
-            self._summary["sample"] = sample_text(pl_module.model, tokenizer, self.prompt, self.sample_tokens)
-            write_text_atomically(run_folder / SUMMARY_FILE, json.dumps(self._summary, indent=2) + "\n")
-        print(closing_table(self._summary, run_folder))
+            summary["sample"] = sample_text(pl_module.model, tokenizer, self.prompt, self.sample_tokens)
+            write_text_atomically(summary_file, json.dumps(summary, indent=2) + "\n")
+        print(closing_table(json.loads(summary_file.read_text(encoding="utf-8")), run_folder))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last validation, so that a run that is resumed at its end can close with it."""
+        return {"validation": self._validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's last validation."""
+        self._validation = state_dict["validation"]
+
+
+Counts = TypeVar("Counts", PathCounts, AdjacentCounts)
+
+
+def _merged_over_ranks(counts: Counts) -> Counts:
+    """The counts of all ranks, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts
+    of_ranks: list[Counts] = [counts] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, counts)
+    merged = of_ranks[0]
+    for other in of_ranks[1:]:
+        merged.merge(other)
+    return merged
+
+
+def _training_figures(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    speed = next(callback for callback in trainer.callbacks if isinstance(callback, SpeedMonitor))
+    return {
+        "steps": trainer.global_step,
+        "tokens": speed.tokens,
+        "seconds": speed.seconds,
+        "tokens_per_second": speed.tokens / max(speed.seconds, 1e-9),
+        "peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
+    }
 
 
 def closing_table(summary: dict[str, Any], run_folder: Path) -> str:
@@ -112,15 +149,20 @@ def closing_table(summary: dict[str, Any], run_folder: Path) -> str:
         ("adjacent-layer agreement", _agreement(summary)),
         (
             "tokens per second",
-            f"{summary['tokens_per_second']:,.0f} ({summary['tokens']:,} in {summary['seconds']:.0f} s)",
+            f"{summary['tokens_per_second']:,.0f} ({summary['tokens']:,} in {summary['seconds']:,.0f} s)",
         ),
         ("peak memory", f"{summary['peak_memory_gib']:.2f} GiB"),
         ("checkpoint", str(run_folder / LAST_CHECKPOINT)),
         ("exported model", str(run_folder / EXPORT_FOLDER)),
     ]
-    width = max(len(name) for name, _ in rows)
-    table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows if value)
+    table = "\n".join(_row(name, value) for name, value in rows if value)
     return f"\n{table}\n\n  a sample:\n\n{_indented(str(summary['sample']))}\n"
+
+
+def _row(name: str, value: str) -> str:
+    """One line, or two where a long path needs one of its own."""
+    line = f"  {name:<{_NAME_WIDTH}}  {value}"
+    return line if len(line) <= _WIDTH else f"  {name}\n    {value}"
 
 
 def _figure(summary: dict[str, Any], name: str, form: str) -> str:
@@ -141,6 +183,8 @@ def _agreement(summary: dict[str, Any]) -> str:
     return f"{summary['val/adjacent_agreement']:.1%} (by chance {chance:.1%})"
 
 
-def _indented(text: str, width: int = 76) -> str:
-    lines = [line[start : start + width] for line in text.splitlines() for start in range(0, max(len(line), 1), width)]
+def _indented(text: str) -> str:
+    width = _WIDTH - 4
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text.expandtabs(4))
+    lines = [line[start : start + width] for line in text.split("\n") for start in range(0, max(len(line), 1), width)]
     return "\n".join(f"    {line}" for line in lines)

@@ -143,7 +143,7 @@ class TokenDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` made, or the stream, on every rank; check the global batch before a fit."""
         if stage == "fit":
-            self._check_global_batch(self.geometry())
+            self.check_global_batch(self.geometry())
         if hasattr(self, "manifest"):
             return
         if self.streaming:
@@ -194,7 +194,8 @@ class TokenDataModule(pl.LightningDataModule):
             world_size=1 if trainer is None else trainer.world_size,
         )
 
-    def _check_global_batch(self, geometry: BatchGeometry) -> None:
+    def check_global_batch(self, geometry: BatchGeometry) -> None:
+        """Raises ValueError where `global_batch_size` is given and is not that of the geometry."""
         wanted, per_pass = self.global_batch_size, geometry.micro_batch_size * geometry.world_size
         if wanted is None or wanted == geometry.global_batch_size:
             return
@@ -223,7 +224,7 @@ class TokenDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        self._check_global_batch(geometry)
+        self.check_global_batch(geometry)
         return iter(self._train_loader(geometry, lambda: start_step))
 
     def _train_loader(self, geometry: BatchGeometry, current_step: Callable[[], int]) -> TrainLoader | StreamLoader:

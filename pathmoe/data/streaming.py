@@ -32,7 +32,8 @@ class StreamedBatches(TorchIterableDataset[tuple[Batch, dict[int, State]]]):
     """Endless micro-batches of one rank, from a step on whose start `state` is the position (None: the beginning).
 
     With the first micro-batch of each step come the positions at the start of this step and of the next one: readers
-    fetch ahead of training, so the position to save is that of the step, not that of the reader.
+    fetch ahead of training, so the position to save is that of the step, not that of the reader. `num_items` counts the
+    targets of this rank alone, which `num_items_is_local` says.
     """
 
     def __init__(

@@ -42,14 +42,14 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     """A checkpoint's plain content.
 
     Raises:
-        ValueError: no such file, or one that is truncated or no checkpoint of plain tensors and numbers.
+        ValueError: no such file, or one that is truncated or no checkpoint of ours.
     """
     if not path.is_file():
         raise ValueError(
             f"--ckpt_path ({path}) must be an existing checkpoint file; look in the run folder for last.ckpt"
         )
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         # Bytes that are no checkpoint lead the unpickler to errors of every kind.
         reason = " ".join([type(error).__name__, *str(error).partition(". ")[0].split()])[:120]
@@ -57,3 +57,9 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
             f"--ckpt_path ({path}) must be a whole checkpoint, but it can't be read ({reason}); "
             "use another one of the run, such as best.ckpt"
         ) from error
+    if not isinstance(content, dict) or "pathmoe" not in content:
+        raise ValueError(
+            f"--ckpt_path ({path}) must be a checkpoint that this program wrote, but it holds no model.config; "
+            "look in the run folder for last.ckpt"
+        )
+    return content

@@ -42,7 +42,7 @@ SUBCOMMANDS = {
 }
 
 # What belongs to one call and not to the run.
-_OF_ONE_CALL = ("ckpt_path", "weights_only", "dry_run", "config", "run_dir", "verbose")
+_OF_ONE_CALL = ("ckpt_path", "dry_run", "config", "run_dir", "verbose")
 
 
 class PathMoECLI(LightningCLI):
@@ -50,6 +50,12 @@ class PathMoECLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of ours, and what is said once and used twice."""
+        parser.add_argument(
+            "--ckpt_path",
+            type=str,
+            default=None,
+            help="A checkpoint with its settings: its path, its run's folder, or last or best of the run.",
+        )
         parser.add_argument(
             "--run_dir", type=str, default="runs/run", help="Folder of the run; from the configs' names."
         )
@@ -63,10 +69,10 @@ class PathMoECLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The one that was asked for, since setting up the options of each takes a while."""
-        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]]}
+        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]] | {"ckpt_path", "weights_only"}}
 
     def _parse_ckpt_path(self) -> None:
-        # LightningCLI would take hyperparameters from the checkpoint over the flags; ours are beside it, under the flags.
+        # LightningCLI would let hyperparameters in the checkpoint win over flags; ours lie beside it, and flags win.
         return
 
     @property
@@ -76,7 +82,7 @@ class PathMoECLI(LightningCLI):
 
     def resolved_config(self) -> dict[str, Any]:
         """The configuration of this run after all files and flags, as plain types."""
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
+        text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True, format="yaml")
         resolved = yaml.safe_load(text)[self.subcommand]
         return {key: value for key, value in resolved.items() if key not in _OF_ONE_CALL}
 
@@ -91,12 +97,12 @@ class PathMoECLI(LightningCLI):
             raise SystemExit(0)
         if self.subcommand == "validate" and settings.ckpt_path is None:
             raise ValueError("--ckpt_path (null) must name what to validate: a checkpoint, a run folder, last or best")
-        if self.subcommand == "fit" and settings.ckpt_path is None and rank_zero_only.rank == 0:
-            refuse_another_run(self.run_folder)
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+            refuse_another_run(self.run_folder, settings.ckpt_path)
         self._saved = self.resolved_config()
         settings.trainer.default_root_dir = str(self.run_folder)
-        # A checkpoint is never trusted with code.
-        settings.weights_only = True
+        if self.subcommand == "validate":
+            settings.trainer.logger = False
         loggers = settings.trainer.logger if isinstance(settings.trainer.logger, list) else [settings.trainer.logger]
         for logger in loggers:
             if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
@@ -105,15 +111,13 @@ class PathMoECLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what every run has: logger, progress, speed, checkpoints and what lies beside them."""
         if self._get(self.config, "trainer").logger in (None, True):
-            kwargs["logger"] = (
-                CSVLogger(self.run_folder, name="csv", flush_logs_every_n_steps=10)
-                if self.subcommand == "fit"
-                else False
-            )
+            kwargs["logger"] = CSVLogger(self.run_folder, name="csv", flush_logs_every_n_steps=10)
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list) -> Trainer:
         callbacks = [*callbacks, SpeedMonitor()]
+        if self.subcommand == "fit":
+            callbacks.append(SaveRun(self.run_folder, self._saved))
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":
@@ -126,17 +130,25 @@ class PathMoECLI(LightningCLI):
                 enable_version_counter=False,
             )
             last = LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)
-            callbacks += [SaveRun(self.run_folder, self._saved), best, last]
+            callbacks += [best, last]
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except ValueError as error:
             raise ValueError(f"trainer: {error}") from error
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # A checkpoint is never trusted with code.
+        of_checkpoint = {"ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
+        return super()._prepare_subcommand_kwargs(subcommand) | of_checkpoint
+
 
 def _world_size(trainer: Any) -> int:
-    devices = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
-    return devices * trainer.num_nodes
+    """Ranks that the settings ask for; one where the machine decides."""
+    devices = trainer.devices
+    if isinstance(devices, list):
+        devices = len(devices)
+    return trainer.num_nodes * (int(devices) if str(devices).isdigit() else 1)
 
 
 def _quieten() -> None:

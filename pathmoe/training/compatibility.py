@@ -1,6 +1,7 @@
 """Whether a checkpoint fits the model that is to take it."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from pathmoe.config import PathMoEConfig
@@ -8,8 +9,8 @@ from pathmoe.config import PathMoEConfig
 # What may change between two parts of a run: it shapes neither the parameters nor what a forward computes with them.
 _FREE_TO_CHANGE = {
     "router_aux_loss_coef", "router_aux_loss_scope", "router_z_loss_coef", "router_noise_std", "router_frozen",
-    "use_cache", "output_router_logits", "initializer_range", "transformers_version", "architectures", "dtype",
-    "pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings", "force_uniform_routing",
+    "use_cache", "output_router_logits", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id",
+    "max_position_embeddings",
 }  # fmt: skip
 
 
@@ -27,16 +28,15 @@ def check_architecture(saved: Mapping[str, Any] | None, config: PathMoEConfig) -
         raise ValueError(
             "--ckpt_path must be a checkpoint that this program wrote; the one given holds no model.config"
         )
-    before, now = saved["config"], config.to_dict()
-    for key in sorted((before.keys() | now.keys()) - _FREE_TO_CHANGE):
+    before = PathMoEConfig(**saved["config"])
+    # Fields that transformers adds to every configuration say nothing of the model.
+    own_fields = PathMoEConfig.__annotations__.keys() & {field.name for field in fields(PathMoEConfig)}
+    for key in sorted(own_fields - _FREE_TO_CHANGE):
+        old, new = getattr(before, key), getattr(config, key)
         # The size of the bias's step is free; whether there are biases is not.
-        same = (
-            bool(before.get(key)) == bool(now.get(key))
-            if key == "router_bias_update_rate"
-            else before.get(key) == now.get(key)
-        )
+        same = bool(old) == bool(new) if key == "router_bias_update_rate" else old == new
         if not same:
             raise ValueError(
-                f"model.config.{key} ({now.get(key)}) must be the checkpoint's ({before.get(key)}), since it changes the "
-                "architecture; drop the setting, or start another run with --run_dir"
+                f"model.config.{key} ({new}) must be the checkpoint's ({old}), since it changes the architecture; drop "
+                "the setting, or start another run with --run_dir"
             )

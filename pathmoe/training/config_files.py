@@ -13,6 +13,8 @@ SAID_ONCE = {
 }
 """Keys that are not set themselves, with the key that each takes its value from."""
 
+_OF_THE_COMMAND_LINE = ("ckpt_path", "run_dir", "dry_run")
+
 # jsonargparse takes a section that is no mapping for one with nothing in it, and trains the defaults.
 _SECTIONS = ("model", "model.config", "model.optimizer", "model.schedule", "data", "trainer")
 
@@ -64,7 +66,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def check_config(file: Path) -> None:
-    """Refuse what the parser would take without a word: a section that is no mapping, a key of `SAID_ONCE`.
+    """Refuse what the parser would take without a word and then ignore: sections that are none, keys set elsewhere.
 
     Raises:
         ValueError: that, or what `read_yaml` raises.
@@ -78,6 +80,9 @@ def check_config(file: Path) -> None:
         value = _look_up(content, key, default=None)
         if value is not None:
             raise ValueError(f"{key} ({value!r}) in {file} must not be set, since it follows {source}; set that")
+    for key in _OF_THE_COMMAND_LINE:
+        if key in content:
+            raise ValueError(f"{key} ({content[key]!r}) in {file} must be given on the command line, as --{key}")
 
 
 def _look_up(content: dict[str, Any], dotted_key: str, default: Any) -> Any:

@@ -8,8 +8,11 @@ import yaml
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.counts import flops_per_token, parameter_counts, training_bytes
+from pathmoe.data import TokenDataModule
+from pathmoe.data.order import BatchGeometry
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
+from pathmoe.training.schedule import ScheduleConfig, check_schedule
 
 
 def dry_run_report(resolved: Mapping[str, Any], world_size: int) -> str:
@@ -18,26 +21,37 @@ def dry_run_report(resolved: Mapping[str, Any], world_size: int) -> str:
     Args:
         resolved: configuration after all files and flags, plain types.
         world_size: data-parallel ranks that the run would have.
+
+    Raises:
+        ValueError: what a run with these settings would be refused for, as far as it shows without data and devices.
     """
     config = PathMoEConfig(**resolved["model"]["config"])
     optimizer = OptimizerConfig(**resolved["model"]["optimizer"])
     with torch.device("meta"):
         model = PathMoEForCausalLM(config)
+    geometry = BatchGeometry(
+        micro_batch_size=resolved["data"]["micro_batch_size"],
+        accumulate_grad_batches=resolved["trainer"]["accumulate_grad_batches"],
+        world_size=world_size,
+    )
+    TokenDataModule(**resolved["data"], vocab_size=config.vocab_size).check_global_batch(geometry)
+    check_schedule(ScheduleConfig(**resolved["model"]["schedule"]), resolved["trainer"]["max_steps"])
     counts = parameter_counts(config)
     length = resolved["data"]["sequence_length"]
     flops = flops_per_token(config, length)
-    blocks = resolved["data"]["micro_batch_size"] * resolved["trainer"]["accumulate_grad_batches"] * world_size
-    memory = training_bytes(config, optimizer.name)
+    blocks = geometry.global_batch_size
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(resolved["trainer"]["precision"], torch.float32)
+    memory = training_bytes(config, optimizer.name, weight_dtype=dtype, state_dtype=dtype)
     rows = [
         ("parameters", f"{counts.total:,} ({_short(counts.total)})"),
         ("active per token", f"{counts.active:,} ({_short(counts.active)})"),
         ("routers", f"{counts.routers:,} in {config.sharing.num_routers} routers"),
-        *((f"under {name}", f"{number:,}") for name, number in parameters_per_optimizer(model, optimizer).items()),
+        *((f"trained by {name}", f"{number:,}") for name, number in parameters_per_optimizer(model, optimizer).items()),
         ("FLOPs per token", f"{flops.forward:,} forward, {flops.training:,} training"),
-        ("tokens per step", f"{blocks * length:,} ({blocks} blocks of {length}, {world_size} ranks)"),
-        ("bytes of weights", _gib(memory.weights)),
-        ("bytes of gradients", _gib(memory.gradients)),
-        ("bytes of optimizer state", _gib(memory.optimizer_state)),
+        ("tokens per step", f"{blocks * length:,} ({blocks} blocks of {length})"),
+        ("bytes of weights", _size(memory.weights)),
+        ("bytes of gradients", _size(memory.gradients)),
+        ("bytes of optimizer state", _size(memory.optimizer_state)),
     ]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -48,5 +62,5 @@ def _short(number: int) -> str:
     return f"{number / 1e9:.2f}B" if number >= 5e8 else f"{number / 1e6:.2f}M"
 
 
-def _gib(number: int) -> str:
-    return f"{number:,} ({number / 2**30:.2f} GiB)"
+def _size(number: int) -> str:
+    return f"{number:,} ({number / 2**30:.2f} GiB)" if number >= 2**30 else f"{number:,} ({number / 2**20:.2f} MiB)"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from huggingface_hub.errors import StrictDataclassError
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -31,12 +30,12 @@ def one_line(message: str, known_keys: Iterable[str] = ()) -> str:
     if not key:
         return message
     name, detail = key.groups()
-    given = re.search(r"(?:Got value|Given value): (.*?)$", detail)
+    given = re.search(r"Given value: (.*)$", detail) or re.search(r"Got value: (.*)$", detail)
     class_path = re.search(r"Problem with given class_path '(.+?)': (.*?) - ", detail + " - ")
     if class_path:
         return f"{name}: class_path ({class_path[1]}) can't be used ({class_path[2]}); change it"
-    if given:
-        return f"{name} ({given[1]}) must be {_allowed(detail)}; change it"
+    if given and (allowed := _allowed(detail)):
+        return f"{name} ({given[1]}) must be {allowed}; change it"
     return f"{name}: {detail}"
 
 
@@ -51,10 +50,12 @@ _CLEARER = {
 }
 
 
-def _allowed(detail: str) -> str:
-    """The types that the parser expected, in words."""
-    subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:", detail)
-    expected = subtypes[1] if subtypes else re.search(r"Expected an? (.*?)\. Got value", detail)[1]
+def _allowed(detail: str) -> str | None:
+    """The types that the parser expected, in words; None where it does not say."""
+    types = re.search(r"Subtypes: \[(.*?)\] Errors:", detail) or re.search(r"Expected an? (.*?)\. Got value", detail)
+    if types is None:
+        return None
+    expected = types[1]
     choices = re.findall(r"typing\.Literal\[(.*?)\]", expected)
     if choices:
         choices += ["null"] if "NoneType" in expected else []
@@ -92,8 +93,6 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
     """
     try:
         program()
-    except StrictDataclassError as error:
-        fail("model.config: " + one_line(str(error)))
     except MisconfigurationException as error:
         fail("trainer: " + one_line(str(error)))
     except ValueError as error:

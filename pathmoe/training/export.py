@@ -27,10 +27,6 @@ def load_model(checkpoint: Path) -> PathMoEForCausalLM:
         ValueError: no checkpoint of ours.
     """
     content = read_checkpoint(checkpoint)
-    if "pathmoe" not in content:
-        raise ValueError(
-            f"--ckpt_path ({checkpoint}) must be a checkpoint that this program wrote; it holds no model.config"
-        )
     model = PathMoEForCausalLM(PathMoEConfig(**content["pathmoe"]["config"]))
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()})
     return model.eval()

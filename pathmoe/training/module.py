@@ -186,9 +186,10 @@ class PathMoEModule(LightningModule):
             figures |= load_metrics(self._totals.load(), self.model.model.sharing.deciding_layers)
         self._log(figures)
 
-    def _log(self, figures: Mapping[str, float]) -> None:
+    def _log(self, figures: Mapping[str, float], **options: Any) -> None:
         # In double precision, which keeps a Python number as it is.
-        self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+        self.log_dict(values, **options)
 
     def configure_gradient_clipping(
         self,
@@ -232,7 +233,7 @@ class PathMoEModule(LightningModule):
         figures = {"val/loss": loss, "val/perplexity": _perplexity(loss)}
         if bytes_per_target := self._bytes_per_target("validation"):
             figures["val/bits_per_byte"] = loss / math.log(2) / bytes_per_target
-        self._log(figures)
+        self._log(figures, sync_dist=True)  # the same on all ranks: Lightning would warn that it can't know
 
     def _bytes_per_target(self, split: str) -> float | None:
         """UTF-8 bytes behind one target of a split of the data; None where nobody counted them."""

@@ -1,5 +1,6 @@
 """The progress bar: one line with loss, perplexity, speed and the time left."""
 
+import shutil
 import sys
 from typing import Any
 
@@ -11,7 +12,20 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 class ProgressBar(TQDMProgressBar):
     """Counts optimizer steps up to `max_steps`; fits in 80 columns."""
 
-    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:14}| {elapsed}<{remaining}{postfix}"
+    # The bar takes the columns that the figures leave.
+    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar} {remaining} left{postfix}"
+
+    def init_train_tqdm(self) -> Tqdm:
+        """A line of at most 79 columns, wherever it goes to."""
+        return Tqdm(
+            desc="train",
+            disable=self.is_disabled,
+            leave=True,
+            ncols=min(80, shutil.get_terminal_size().columns) - 1,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def init_validation_tqdm(self) -> Tqdm:
         """A bar of its own for `validate`; within a fit, validation is part of the run."""
@@ -27,7 +41,7 @@ class ProgressBar(TQDMProgressBar):
         """Show the whole run: the stream of blocks has no epochs of its own."""
         self.train_progress_bar.total = trainer.max_steps
         self.train_progress_bar.n = self.train_progress_bar.initial = trainer.global_step
-        self.train_progress_bar.set_description_str("train")
+        self.train_progress_bar.refresh()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,7 +66,7 @@ class ProgressBar(TQDMProgressBar):
         metrics = trainer.callback_metrics
         figures = []
         if "train/loss" in metrics:
-            figures.append(f"loss {metrics['train/loss']:.3f}, ppl {metrics['train/perplexity']:.1f}")
+            figures.append(f"loss {metrics['train/loss']:.3f}, ppl {metrics['train/perplexity']:.5g}")
         if "train/tokens_per_second" in metrics:
-            figures.append(f"{metrics['train/tokens_per_second'] / 1000:.1f}k tok/s")
+            figures.append(f"{Tqdm.format_sizeof(float(metrics['train/tokens_per_second']))} tok/s")
         return ", ".join(figures)

@@ -14,7 +14,7 @@ RUNS = Path("runs")
 
 
 def default_run_folder(config_files: Sequence[str | Path]) -> Path:
-    """`runs/` and the names of the configuration files: configs/tiny.yaml, routers/path_b4.yaml -> runs/tiny-path_b4."""
+    """`runs/` and the names of the configuration files: runs/tiny-path_b4 for tiny.yaml and routers/path_b4.yaml."""
     names = [Path(file).stem for file in config_files if Path(file).name != CONFIG_FILE]
     return RUNS / ("-".join(names) or "run")
 
@@ -28,7 +28,7 @@ def newest_run_folder(runs: Path = RUNS) -> Path:
     checkpoints = list(runs.glob(f"*/{LAST_CHECKPOINT}"))
     if not checkpoints:
         raise ValueError(
-            f"--ckpt_path (last) must name a run, but {runs}/*/{LAST_CHECKPOINT} is not there; train first, or give a path"
+            f"--ckpt_path (last) must name a run, but {runs} holds no */{LAST_CHECKPOINT}; train first, or give a path"
         )
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
 
@@ -84,12 +84,18 @@ def _beside(checkpoint: Path, name: str) -> Path:
     return path
 
 
-def refuse_another_run(run_folder: Path) -> None:
-    """Refuse to start a new run in the folder of an old one; one that left no checkpoint does not count.
+def refuse_another_run(run_folder: Path, ckpt_path: str | Path | None) -> None:
+    """Refuse to write a run into the folder of another one; one that left no checkpoint does not count.
+
+    Args:
+        run_folder: where the run would write.
+        ckpt_path: the checkpoint that it goes on from; the run of that one is no other.
 
     Raises:
-        ValueError: the folder holds a run.
+        ValueError: the folder holds another run.
     """
+    if ckpt_path is not None and Path(ckpt_path).resolve().parent == run_folder.resolve():
+        return
     for name in (LAST_CHECKPOINT, BEST_CHECKPOINT):
         if (run_folder / name).exists():
             raise ValueError(

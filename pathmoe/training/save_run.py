@@ -35,15 +35,16 @@ class SaveRun(Callback):
         self.run_folder = run_folder
         self.resolved_config = resolved_config
         self._lock: int | None = None
+        self._started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, on the first rank."""
         if not trainer.is_global_zero:
             return
         self._lock = lock_run_folder(self.run_folder)
-        if trainer.ckpt_path is None:
-            # Once more, since another process may have come and gone while this one prepared.
-            refuse_another_run(self.run_folder)
+        # Once more, since another process may have come and gone while this one prepared.
+        refuse_another_run(self.run_folder, trainer.ckpt_path)
+        self._started = True
         facts = provenance() | {"data": asdict(trainer.datamodule.manifest)}
         write_text_atomically(self.run_folder / PROVENANCE_FILE, json.dumps(facts, indent=2) + "\n")
         trainer.datamodule.tokenizer.save_pretrained(self.run_folder / TOKENIZER_FOLDER)
@@ -57,7 +58,7 @@ class SaveRun(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the folder; leave nothing behind of a run that did not start."""
-        if self._lock is None and trainer.is_global_zero:
+        if not self._started and trainer.is_global_zero:
             # Lightning has had the loggers make theirs.
             for logger in trainer.loggers:
                 _remove_empty_folders(Path(logger.log_dir or self.run_folder), top=self.run_folder)

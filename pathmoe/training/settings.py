@@ -1,4 +1,4 @@
-"""An optimizer's groups across a resume: they must be the same, but the command line's settings win over restored ones."""
+"""An optimizer's groups across a resume: they must be the same, but the settings of the command line win."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ def check_trainer(trainer: Trainer) -> None:
         )
     accumulate = trainer.accumulate_grad_batches
     for key in ("val_check_interval", "limit_train_batches"):
-        value = getattr(trainer, key)
+        value = getattr(trainer, key, "a duration")  # which Lightning keeps elsewhere
         # Neither 1.0, the whole of an endless stream, nor its other spelling None cuts anything.
         if value not in (None, 1.0) and accumulate > 1 and (not isinstance(value, int) or value % accumulate):
             raise ValueError(

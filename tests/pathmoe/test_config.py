@@ -93,6 +93,10 @@ REFUSED = [
         r"rope_parameters \(.*'linear'.*\) must be complete; .*factor",
     ),
     (
+        {"rope_parameters": {"rope_type": "linear", "factor": "two"}},
+        r"rope_parameters\.factor \('two'\) must be a number; change it",
+    ),
+    (
         {"rope_parameters": {"rope_type": "default", "rope_thetta": 1e4}},
         r"rope_parameters\.rope_thetta \(10000\.0\) is not a known key; the default rope_type takes rope_theta",
     ),

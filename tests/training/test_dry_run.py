@@ -1,0 +1,97 @@
+"""The dry run: what it prints is what the run would be, and it refuses what the run would be refused for."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.counts import flops_per_token
+from pathmoe.model import PathMoEForCausalLM
+from pathmoe.training.dry_run import dry_run_report
+from pathmoe.training.optim import OptimizerConfig, build_optimizer
+
+CONFIG = {"hidden_size": 64, "num_hidden_layers": 4, "layers_per_router": [1, 3], "tie_word_embeddings": True}
+
+
+def resolved(**changes: Any) -> dict[str, Any]:
+    """A configuration as the command line resolves it, changed in places named by key, with __ for a dot."""
+    settings: dict[str, Any] = {
+        "seed_everything": 0,
+        "trainer": {"accumulate_grad_batches": 3, "max_steps": 10, "precision": "32-true"},
+        "model": {"config": dict(CONFIG), "optimizer": {"name": "muon"}, "schedule": {"name": "cosine"}},
+        "data": {"sequence_length": 128, "micro_batch_size": 2},
+    }
+    for key, value in changes.items():
+        *path, name = key.split("__")
+        place = settings
+        for part in path:
+            place = place[part]
+        place[name] = value
+    return settings
+
+
+def numbers(report: str, name: str) -> list[int]:
+    (line,) = [line for line in report.splitlines() if re.match(rf"{name}  ", line)]
+    return [int(number.replace(",", "")) for number in re.findall(r"(?<![\w.(])\d[\d,]*(?![\w.])", line)]
+
+
+def test_it_prints_the_configuration_as_yaml_that_can_be_read_back() -> None:
+    settings = resolved()
+    printed, _, table = dry_run_report(settings, world_size=1).partition("\n\n")
+    assert yaml.safe_load(printed) == settings
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_parameters_and_bytes_are_those_of_the_built_model(name: str) -> None:
+    report = dry_run_report(resolved(model__optimizer={"name": name}), world_size=1)
+    model = PathMoEForCausalLM(PathMoEConfig(**CONFIG))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    routed = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    routers = sum(parameter.numel() for parameter in model.model.routers.parameters())
+    assert numbers(report, "parameters") == [total]
+    assert numbers(report, "active per token") == [total - routed * 3 // 4]
+    assert numbers(report, "routers") == [routers, 2]
+    assert numbers(report, "bytes of weights") == [4 * total]
+    assert numbers(report, "bytes of gradients") == [4 * total]
+
+    optimizer = build_optimizer(model, OptimizerConfig(name=name))
+    for member in optimizer.members:
+        trained = sum(p.numel() for group in member.param_groups for p in group["params"])
+        assert numbers(report, f"trained by {type(member).__name__}") == [trained]
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimizer.step()
+    state = sum(t.numel() for kept in optimizer.state.values() for t in kept.values() if t.dim())
+    assert numbers(report, "bytes of optimizer state") == [4 * state]
+
+
+def test_flops_and_tokens() -> None:
+    flops = flops_per_token(PathMoEConfig(**CONFIG), 128)
+    report = dry_run_report(resolved(), world_size=5)
+    assert numbers(report, "FLOPs per token") == [flops.forward, flops.training]
+    assert numbers(report, "tokens per step")[0] == 5 * 3 * 2 * 128
+
+
+def test_half_precision_weights_are_half_as_large() -> None:
+    whole = dry_run_report(resolved(), world_size=1)
+    half = dry_run_report(resolved(trainer__precision="bf16-true"), world_size=1)
+    for name in ("bytes of weights", "bytes of gradients", "bytes of optimizer state"):
+        assert [2 * number for number in numbers(half, name)] == numbers(whole, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__config__num_experts_per_tok": 17}, r"^model\.config\.num_experts_per_tok \(17\) must be at most"),
+        ({"model__optimizer__lr": -1.0}, r"^model\.optimizer\.lr \(-1\.0\) must be above 0"),
+        ({"model__schedule__warmup_steps": 11}, r"^model\.schedule\.warmup_steps \(11\) must fit in .*max_steps \(10\)"),
+        ({"data__global_batch_size": 7}, r"^data\.global_batch_size \(7\) must equal .* x ranks \(1\) = 6; make it a"),
+        ({"data__streaming": True}, r"^data\.tokenizer \(train-bpe\) must be a folder .* with data\.streaming \(true\)"),
+    ],
+)
+def test_what_the_run_would_be_refused_for(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dry_run_report(resolved(**change), world_size=1)

@@ -1,0 +1,152 @@
+"""Lower precision and compiled layers: what computes in which dtype; training stays the same up to rounding."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.data import TokenDataModule
+from pathmoe.model import PathMoECausalLMOutput
+from pathmoe.training.module import PathMoEModule
+from pathmoe.training.optim import OptimizerConfig
+from pathmoe.training.schedule import ScheduleConfig
+
+STEPS = 4
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "moe_intermediate_size": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "router_bias_update_rate": 1e-3,
+    "router_aux_loss_coef": 0.01,
+    "router_noise_std": 0.1,
+}
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+class Dtypes(Callback):
+    """Dtypes of routings, of the operands of every expert GEMM, and of what backward leaves."""
+
+    def __init__(self) -> None:
+        self.routing: set[torch.dtype] = set()
+        self.gemms: set[torch.dtype] = set()
+        self.gradients: set[torch.dtype] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: PathMoEModule) -> None:
+        pl_module.model.register_forward_hook(self._note_routings)
+
+    def _note_routings(self, _model: Any, _inputs: Any, output: PathMoECausalLMOutput) -> None:
+        assert output.routings is not None
+        tensors = [tensor for r in output.routings for tensor in (r.logits_TE, r.expert_weights_TK)]
+        self.routing |= {tensor.dtype for tensor in tensors}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: PathMoEModule, optimizer: Any) -> None:
+        self.gradients |= {parameter.grad.dtype for parameter in pl_module.parameters()}
+
+
+class ExpertGemms(torch.utils._python_dispatch.TorchDispatchMode):
+    """Dtypes that the experts' op is given, and its GEMMs run in."""
+
+    def __init__(self, dtypes: set[torch.dtype]) -> None:
+        super().__init__()
+        self.dtypes = dtypes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.pathmoe.expert_mlp.default:
+            x_TD, _weights, gate_up_EGD, down_EDF = args[:4]
+            self.dtypes |= {x_TD.dtype, gate_up_EGD.dtype, down_EDF.dtype}
+        return func(*args, **kwargs or {})
+
+
+def fit(
+    precision: Any = "32-true", compiled: bool = False, callbacks: tuple[Callback, ...] = (), num_hidden_layers: int = 2
+) -> PathMoEModule:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision=precision,
+        max_steps=STEPS,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    schedule = ScheduleConfig(name="constant")
+    config = PathMoEConfig(**SHAPE | {"num_hidden_layers": num_hidden_layers})
+    module = PathMoEModule(config, OptimizerConfig(name="muon", lr=0.01), schedule, compile=compiled)
+    data = TokenDataModule(source="c-functions", num_documents=120, vocab_size=300, sequence_length=32)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def losses(**arguments: Any) -> list[float]:
+    callback = Losses()
+    fit(callbacks=(callback,), **arguments)
+    assert len(callback.losses) == STEPS
+    return callback.losses
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_trains_as_fp32_does_up_to_rounding(precision: str) -> None:
+    full, half = losses(), losses(precision=precision)
+    assert half == pytest.approx(full, rel=2e-3)
+    assert half != full
+    assert full[-1] < full[0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16), ("32-true", torch.float32)]
+)
+def test_routing_is_fp32_and_expert_gemms_are_not(precision: str, weights: torch.dtype) -> None:
+    dtypes = Dtypes()
+    with ExpertGemms(dtypes.gemms):
+        module = fit(precision, callbacks=(dtypes,))
+    assert dtypes.routing == {torch.float32}
+    assert dtypes.gemms == {torch.float32 if precision == "32-true" else torch.bfloat16}
+    assert dtypes.gradients == {weights}
+    assert {parameter.dtype for parameter in module.parameters()} == {weights}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_buffers_keep_their_bits_whatever_the_weights_become(precision: str) -> None:
+    module = fit(precision)
+    buffers = dict(module.named_buffers())
+    assert {buffer.dtype for buffer in buffers.values()} == {torch.float32}
+    # In bf16 a bias near one would no longer move by 1e-3; here it is a sum of steps of exactly that size.
+    for layer in module.model.model.layers:
+        steps_E = layer.mlp.selection_bias_E / 1e-3
+        assert layer.mlp.selection_bias_E.any()
+        torch.testing.assert_close(steps_E, steps_E.round(), rtol=0, atol=1e-4)
+    # Rotary frequencies are those that the exported model computes: theta^(-2i/d) with heads of width 8.
+    expected = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(module.model.model.rotary_emb.inv_freq, expected)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_plain_ones_do() -> None:
+    plain = losses(num_hidden_layers=12)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        compiled = losses(compiled=True, num_hidden_layers=12)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 2, "one for the first layer and one for the others, however deep"
+    assert not counters["graph_break"]
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-6)
+    assert compiled == pytest.approx(plain, rel=1e-4)

@@ -1,0 +1,149 @@
+"""Counting tokens and time, and what utilisation is measured against."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.counts import flops_per_token
+from pathmoe.data import TokenDataModule
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO
+from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.module import PathMoEModule
+from pathmoe.training.schedule import ScheduleConfig
+from pathmoe.training.speed import SpeedMonitor, peak_flops_per_second, peak_memory_bytes
+
+CONFIG = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "moe_intermediate_size": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+class Clock:
+    """A clock that only the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+class Run:
+    """The hooks in the order in which Lightning calls them."""
+
+    def __init__(self, clock: Clock, accumulate: int = 1, log_every_n_steps: int = 1) -> None:
+        self.clock = clock
+        self.monitor = SpeedMonitor()
+        self.monitor._peak_flops = 1e9
+        self.trainer: Any = SimpleNamespace(
+            world_size=2, accumulate_grad_batches=accumulate, log_every_n_steps=log_every_n_steps, global_step=0
+        )
+        self.logged: list[dict[str, float]] = []
+        self.module: Any = SimpleNamespace(
+            config=PathMoEConfig(**CONFIG),
+            device=torch.device("cpu"),
+            log_dict=lambda figures: self.logged.append({name: value.item() for name, value in figures.items()}),
+        )
+
+    def step(self, waiting: float, seconds: float) -> None:
+        for micro_batch in range(self.trainer.accumulate_grad_batches):
+            batch = {"input_ids": torch.zeros(3, 10), "micro_batch": micro_batch}
+            self.clock.now += waiting
+            self.monitor.on_train_batch_start(self.trainer, self.module, batch, 0)
+            self.clock.now += seconds
+            self.trainer.global_step += micro_batch + 1 == self.trainer.accumulate_grad_batches
+            self.monitor.on_train_batch_end(self.trainer, self.module, None, batch, 0)
+
+
+def test_speed_counts_waiting_for_data_and_neither_validation_nor_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Clock(monkeypatch))
+    run.step(waiting=50, seconds=2)  # the first batch is there when training starts
+    assert run.logged[-1]["train/tokens_per_second"] == pytest.approx(2 * 30 / 2)
+    run.step(waiting=1, seconds=2)
+    assert run.logged[-1]["train/tokens_per_second"] == pytest.approx(2 * 30 / 3)
+    run.monitor.on_validation_start(run.trainer, run.module)
+    run.step(waiting=1000, seconds=2)
+    run.monitor.on_save_checkpoint(run.trainer, run.module, {})
+    run.step(waiting=1000, seconds=2)
+    assert [row["train/tokens_per_second"] for row in run.logged[-2:]] == pytest.approx([30, 30])
+    assert [row["train/tokens"] for row in run.logged] == [60, 120, 180, 240]
+    assert run.monitor.seconds == pytest.approx(2 + 3 + 2 + 2)
+    flops = flops_per_token(run.module.config, 10).training
+    assert run.logged[-1]["train/mfu"] == pytest.approx(30 * flops / 1e9)
+
+
+def test_a_row_covers_the_micro_batches_and_steps_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Clock(monkeypatch), accumulate=2, log_every_n_steps=3)
+    for step in range(6):
+        run.step(waiting=0, seconds=step + 1)
+    assert [row["train/tokens"] for row in run.logged] == [360, 720]
+    speeds = [row["train/tokens_per_second"] for row in run.logged]
+    assert speeds == pytest.approx([360 / (2 * (1 + 2 + 3)), 360 / (2 * (4 + 5 + 6))])
+
+
+def test_large_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Clock(monkeypatch))
+    run.monitor.tokens = 2**40
+    run.step(waiting=0, seconds=1)
+    assert run.logged[-1]["train/tokens"] == 2**40 + 60
+
+
+class Totals(Callback):
+    def __init__(self) -> None:
+        self.totals: list[tuple[int, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        monitor = next(callback for callback in trainer.callbacks if isinstance(callback, SpeedMonitor))
+        self.totals.append((monitor.tokens, monitor.seconds))
+
+
+def fit(folder: Path, max_steps: int, ckpt_path: Path | None = None) -> list[tuple[int, float]]:
+    totals = Totals()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=max_steps,
+        limit_val_batches=0,
+        callbacks=[SpeedMonitor(), totals, LastCheckpoint(folder / "last.ckpt", 10)],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = PathMoEModule(PathMoEConfig(**CONFIG), schedule=ScheduleConfig(name="constant"))
+    data = TokenDataModule(
+        source="c-functions", num_documents=120, vocab_size=300, sequence_length=32, micro_batch_size=2
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return totals.totals
+
+
+def test_totals_go_on_after_a_resume(tmp_path: Path) -> None:
+    first = fit(tmp_path, 3)
+    second = fit(tmp_path, 5, tmp_path / "last.ckpt")
+    assert [tokens for tokens, _ in first + second] == [64 * (step + 1) for step in range(5)]
+    seconds = [seconds for _, seconds in first + second]
+    assert seconds == sorted(seconds)
+
+
+def test_a_cpu_is_measured_by_its_own_matrix_product() -> None:
+    peak = peak_flops_per_second(torch.device("cpu"), torch.float32)
+    assert 1e8 < peak < 1e14
+
+
+def test_peak_memory_is_in_bytes_and_never_falls() -> None:
+    before = peak_memory_bytes(torch.device("cpu"))
+    assert 2**25 < before < 2**42, "a process with torch in it takes more than 32 MiB"
+    held = torch.ones(2**24)  # 64 MiB, touched
+    during = peak_memory_bytes(torch.device("cpu"))
+    del held
+    assert before <= during <= peak_memory_bytes(torch.device("cpu"))
