@@ -13,7 +13,6 @@ from datasets import disable_progress_bars
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from transformers.utils import logging as transformers_logging
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
 from pathmoe.training.arguments import expand
+from pathmoe.training.best_checkpoint import BestCheckpoint
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO
 from pathmoe.training.config_files import SAID_ONCE
 from pathmoe.training.dry_run import dry_run_report
@@ -122,15 +122,8 @@ class PathMoECLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":
             every_n_steps = self._get(self.config, "checkpoint_every_n_steps")
-            best = ModelCheckpoint(
-                dirpath=self.run_folder,
-                filename=BEST_CHECKPOINT.removesuffix(".ckpt"),
-                monitor="val/loss",
-                save_top_k=1,
-                enable_version_counter=False,
-            )
-            last = LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)
-            callbacks += [best, last]
+            best = BestCheckpoint(self.run_folder / BEST_CHECKPOINT)
+            callbacks += [best, LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)]
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         try:
             return super()._instantiate_trainer(config, callbacks)
@@ -158,8 +151,7 @@ def _quieten() -> None:
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # A run's folder is not empty when the run goes on, and validation needs no callbacks of training.
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    # Validation needs no callbacks of training.
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 
 
@@ -190,8 +182,9 @@ def _run(arguments: list[str]) -> None:
     subcommand = arguments[0] if arguments else ""
     if subcommand in ("", "-h", "--help"):
         print(_help())
-    if subcommand in ("-h", "--help"):
-        return
+        if subcommand:
+            return
+        raise ValueError(f"a subcommand must be given: one of {', '.join(SUBCOMMANDS)}")
     if subcommand not in SUBCOMMANDS:
         raise ValueError(f"the subcommand ({subcommand}) must be one of {', '.join(SUBCOMMANDS)}; give it first")
     if subcommand == "export":

@@ -24,6 +24,13 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every_n_steps = every_n_steps
         self._save_after_validation = False
+        self._logged: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the checkpoint's step again: the first time comes after the checkpoint, and a kill may come between."""
+        if self._logged:
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in self._logged.items() if k != "step"}, int(self._logged["step"]))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -33,7 +40,10 @@ class LastCheckpoint(Checkpoint):
         complete = batch["micro_batch"] + 1 == trainer.accumulate_grad_batches
         due = complete and (step % self.every_n_steps == 0 or step == trainer.max_steps)
         self._save_after_validation = due and _validation_follows(trainer)
-        if due and not self._save_after_validation:
+        if not due:
+            return
+        self._logged = _logged_figures(trainer) if step % trainer.log_every_n_steps == 0 else {}
+        if not self._save_after_validation:
             trainer.save_checkpoint(self.path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,6 +51,20 @@ class LastCheckpoint(Checkpoint):
         if self._save_after_validation:
             self._save_after_validation = False
             trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged of the step that the checkpoint was written at."""
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was logged."""
+        self._logged = state_dict["logged"]
+
+
+def _logged_figures(trainer: Trainer) -> dict[str, float]:
+    """This step's row of the log, before Lightning hands it to the loggers."""
+    figures = {name: float(value) for name, value in trainer.logged_metrics.items() if not name.startswith("val/")}
+    return figures | {"epoch": trainer.current_epoch, "step": trainer.global_step - 1}
 
 
 def _validation_follows(trainer: Trainer) -> bool:

@@ -116,6 +116,11 @@ class PathMoEModule(LightningModule):
 
     # --- training ---
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the steps of the log those of the optimizer."""
+        # Lightning counts them apart, and one off after a resume with another interval between validations.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's averages give the global batch's mean over targets."""
         if batch["micro_batch"] == 0:

@@ -53,18 +53,18 @@ class SaveRun(Callback):
         write_text_atomically(self.run_folder / CONFIG_FILE, text)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the folder."""
-        self._unlock()
+        """See `_leave`."""
+        self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the folder; leave nothing behind of a run that did not start."""
+        """See `_leave`."""
+        self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        """Let go of the folder; where no training started, leave nothing behind of what the loggers made."""
         if not self._started and trainer.is_global_zero:
-            # Lightning has had the loggers make theirs.
             for logger in trainer.loggers:
                 _remove_empty_folders(Path(logger.log_dir or self.run_folder), top=self.run_folder)
-        self._unlock()
-
-    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -6,11 +6,13 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+from docstring_parser.attrdoc import AttributeDocstrings
 
 MINI_CONFIG = {
     "model": {
@@ -41,6 +43,9 @@ class Ended(NamedTuple):
 
 CommandLine = Callable[..., Ended]
 
+# A parser reads and parses the source of all classes that it shows docstrings of; once is enough for all tests.
+attribute_docstrings = cache(partial(AttributeDocstrings.get_attr_docs, AttributeDocstrings()))
+
 
 def call(*arguments: str | Path, cwd: Path) -> Ended:
     """Call the command line in this process, in the folder `cwd`."""
@@ -55,6 +60,7 @@ def call(*arguments: str | Path, cwd: Path) -> Ended:
     ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["train.py"])
+        patch.setattr(AttributeDocstrings, "get_attr_docs", staticmethod(attribute_docstrings))
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as end:

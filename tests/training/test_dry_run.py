@@ -87,9 +87,15 @@ def test_half_precision_weights_are_half_as_large() -> None:
     [
         ({"model__config__num_experts_per_tok": 17}, r"^model\.config\.num_experts_per_tok \(17\) must be at most"),
         ({"model__optimizer__lr": -1.0}, r"^model\.optimizer\.lr \(-1\.0\) must be above 0"),
-        ({"model__schedule__warmup_steps": 11}, r"^model\.schedule\.warmup_steps \(11\) must fit in .*max_steps \(10\)"),
+        (
+            {"model__schedule__warmup_steps": 11},
+            r"^model\.schedule\.warmup_steps \(11\) must fit in .*max_steps \(10\)",
+        ),
         ({"data__global_batch_size": 7}, r"^data\.global_batch_size \(7\) must equal .* x ranks \(1\) = 6; make it a"),
-        ({"data__streaming": True}, r"^data\.tokenizer \(train-bpe\) must be a folder .* with data\.streaming \(true\)"),
+        (
+            {"data__streaming": True},
+            r"^data\.tokenizer \(train-bpe\) must be a folder .* with data\.streaming \(true\)",
+        ),
     ],
 )
 def test_what_the_run_would_be_refused_for(change: dict[str, Any], message: str) -> None:

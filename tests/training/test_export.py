@@ -133,7 +133,7 @@ def test_every_router_that_olmoe_can_hold(
     [
         ({"router_type": "cosine"}, r"router_type \(cosine\)"),
         ({"router_type": "recurrent"}, r"router_type \(recurrent\)"),
-        ({"layers_per_decision": 2}, r"layers_per_decision \(2\)"),
+        ({"layers_per_decision": 2, "layers_per_router": 2}, r"layers_per_decision \(2\)"),
         ({"router_bias": True}, r"router_bias \(true\)"),
         ({"scoring_func": "sigmoid"}, r"scoring_func \(sigmoid\)"),
         ({"n_shared_experts": 1}, r"n_shared_experts \(1\)"),
@@ -145,7 +145,9 @@ def test_every_router_that_olmoe_can_hold(
 def test_what_olmoe_has_no_form_for_is_refused_by_name(
     changes: dict[str, Any], key: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^model\.config\.{key} must .* for the OLMoE format, .*; export with --format"):
+    with pytest.raises(
+        ValueError, match=rf"^model\.config\.{key} must .* for the OLMoE format, .*; export with --format"
+    ):
         export_model(build(**changes), tokenizer, tmp_path / "out", "olmoe")
     assert list(tmp_path.iterdir()) == []
 
@@ -159,14 +161,14 @@ def test_an_earlier_export_is_replaced(tokenizer: PreTrainedTokenizerBase, tmp_p
 
 
 @pytest.mark.parametrize("name", ["file", "work", "project"])
-def test_what_is_no_export_is_not_replaced(
-    name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_what_is_no_export_is_not_replaced(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder, file in (("work", "notes.txt"), ("project", "config.json")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_text("mine")
-    with pytest.raises(ValueError, match=rf"^--out \(.*/{name}\) must be new, or the folder of an earlier export; choo"):
+    with pytest.raises(
+        ValueError, match=rf"^--out \(.*/{name}\) must be new, or the folder of an earlier export; choo"
+    ):
         export_model(build(), tokenizer, tmp_path / name)
     assert [path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == ["mine"] * 3
 
@@ -189,7 +191,10 @@ def test_an_export_that_fails_leaves_the_earlier_one(
         ([], "the following arguments are required: ckpt_path, out"),
         (["--ckpt_path"], "--ckpt_path must be followed by a value; add it"),
         (["--ckpt_path", "x", "--out", "y", "--format", "gguf"], "format (gguf) must be one of 'pathmoe', 'olmoe'; ch"),
-        (["--ckpt_path", "x", "--out", "y", "--frmat", "olmoe"], "--frmat (olmoe) is not a known option; did you mean "),
+        (
+            ["--ckpt_path", "x", "--out", "y", "--frmat", "olmoe"],
+            "--frmat (olmoe) is not a known option; did you mean ",
+        ),
         (["--ckpt_path", "x", "--out", "y"], "--ckpt_path (x) must be an existing checkpoint, a file or a sharded f"),
         (["--ckpt_path", "last", "--out", "y"], "--ckpt_path (last) must name a run, but runs holds no */last.ckpt; "),
         (["--ckpt_path", "{run}", "--out", "{run}"], "--out ({run}) must be new, or the folder of an earlier export; "),

@@ -1,0 +1,41 @@
+"""Callback that keeps the run's best checkpoint."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class BestCheckpoint(Checkpoint):
+    """Replaces one file after each validation whose `val/loss` is lower than all before, those before a resume included.
+
+    A `ModelCheckpoint` forgets the best loss once the folder of the run has been moved.
+
+    Args:
+        path: the file, or the folder of a sharded checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loss = math.inf
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where the loss is a new lowest one."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.loss:
+            self.loss = loss
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lowest loss so far."""
+        return {"loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's lowest loss, where the file that has it is there."""
+        if self.path.exists():
+            self.loss = state_dict["loss"]

@@ -1,0 +1,136 @@
+"""Going on with a run and measuring one: what is taken from beside the checkpoint, and what the command line may change."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+CommandLine = Callable[..., Any]
+
+
+def column(folder: Path, name: str) -> list[float]:
+    """What was logged under a name, over all parts of a run."""
+    files = sorted(folder.glob("csv/version_*/metrics.csv"))
+    rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    return [float(row[name]) for row in rows if row.get(name)]
+
+
+def printed(out: str, name: str) -> float:
+    """A metric of the table that `validate` prints."""
+    (line,) = [line for line in out.splitlines() if f" {name} " in line]
+    return float(line.split("│")[2])
+
+
+def step(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def rates(checkpoint: Path) -> list[float]:
+    content = torch.load(checkpoint, weights_only=True)
+    return [group["initial_lr"] for group in content["optimizer_states"][0]["param_groups"]]
+
+
+@pytest.mark.parametrize("ckpt_path", ["{run}/last.ckpt", "{run}", "last", "best"])
+def test_a_checkpoint_alone_is_enough_to_validate(
+    ckpt_path: str, finished_run: Any, command_line: CommandLine, tmp_path: Path
+) -> None:
+    # `last` and `best` are those of the newest run below the current folder.
+    (tmp_path / "runs").symlink_to(finished_run.folder.parent)
+    ended = command_line("validate", "--ckpt_path", ckpt_path.format(run=finished_run.folder))
+    assert (ended.status, ended.err) == (0, "")
+    losses = column(finished_run.folder, "val/loss")
+    expected = min(losses) if ckpt_path == "best" else losses[-1]
+    assert printed(ended.out, "val/loss") == pytest.approx(expected, abs=1e-12)
+    assert printed(ended.out, "val/perplexity") == pytest.approx(math.exp(expected))
+
+
+def test_validation_writes_nothing(run_copy: Path, command_line: CommandLine) -> None:
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    folders = {path for path in run_copy.rglob("*") if path.is_dir()}
+    for flags in ([], ["--config", "loggers/csv"]):
+        assert command_line("validate", "--ckpt_path", run_copy, *flags).status == 0
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+    assert {path for path in run_copy.rglob("*") if path.is_dir()} == folders
+
+
+def test_validation_takes_other_settings(finished_run: Any, command_line: CommandLine) -> None:
+    losses = [
+        printed(command_line("validate", "--ckpt_path", finished_run.folder, *flags).out, "val/loss")
+        for flags in (["--trainer.limit_val_batches", "1"], ["--config", finished_run.folder / "config.yaml"])
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_last_starts_anew_where_nothing_is_and_goes_on_where_something_is(fit: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny-path_b4-mini"
+    goes_on = ["--ckpt_path", "last", "--trainer.callbacks", "null"]
+    assert fit(*goes_on, "--trainer.max_steps", "2", "--model.schedule.name", "constant").status == 0
+    assert step(folder / "last.ckpt") == 2
+    first = column(folder, "train/loss")
+    ended = fit(*goes_on, "--model.schedule.name", "constant")
+    assert (ended.status, ended.err) == (0, "")
+    assert step(folder / "last.ckpt") == 4
+    assert len(first) == 2
+    assert column(folder, "train/loss")[:2] == first
+    assert column(folder, "step")[-1] == 3
+    assert len(column(folder, "train/loss")) == 4
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(fit: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny-path_b4-mini"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("of the killed run")
+    (folder / ".last.ckpt.partial").write_text("half of it")
+    quick = ["--trainer.callbacks", "null", "--trainer.max_steps", "2"]
+    ended = fit("--ckpt_path", "last", *quick)
+    assert (ended.status, ended.err) == (0, "")
+    assert step(folder / "last.ckpt") == 2
+    assert not (folder / ".last.ckpt.partial").exists()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+
+
+def test_flags_win_over_saved_settings_when_a_run_goes_on(command_line: CommandLine, run_copy: Path) -> None:
+    before = yaml.safe_load((run_copy / "config.yaml").read_text())
+    flags = ["--trainer.max_steps", "6", "--model.optimizer.lr", "0.007", "--checkpoint_every_n_steps", "5"]
+    ended = command_line("fit", "--ckpt_path", run_copy, *flags)
+    assert (ended.status, ended.err) == (0, "")
+    assert step(run_copy / "last.ckpt") == 6
+    assert set(rates(run_copy / "last.ckpt")) == {0.007}
+    after = yaml.safe_load((run_copy / "config.yaml").read_text())
+    assert after["model"]["optimizer"]["lr"] == 0.007
+    assert after["trainer"]["max_steps"] == 6
+    assert after["checkpoint_every_n_steps"] == 5
+    for settings in (before, after):
+        del settings["model"]["optimizer"]["lr"], settings["trainer"]["max_steps"], settings["checkpoint_every_n_steps"]
+    assert after == before, "all else is as it was"
+
+
+def test_a_run_goes_on_with_its_own_settings(command_line: CommandLine, run_copy: Path) -> None:
+    before = (run_copy / "config.yaml").read_text().replace("max_steps: 4", "max_steps: 5")
+    (run_copy / "config.yaml").write_text(before)
+    assert command_line("fit", "--ckpt_path", run_copy / "last.ckpt").status == 0
+    assert (run_copy / "config.yaml").read_text() == before
+    assert step(run_copy / "last.ckpt") == 5
+    assert set(rates(run_copy / "last.ckpt")) == {0.003}, "of tiny.yaml"
+
+
+def test_a_run_can_go_on_in_another_folder(command_line: CommandLine, finished_run: Any, tmp_path: Path) -> None:
+    flags = ["--run_dir", "elsewhere", "--trainer.max_steps", "6"]
+    assert command_line("fit", "--ckpt_path", finished_run.folder, *flags).status == 0
+    assert step(tmp_path / "elsewhere" / "last.ckpt") == 6
+    assert step(finished_run.folder / "last.ckpt") == 4
+    assert {"config.yaml", "best.ckpt", "tokenizer", "provenance.json"} <= {
+        path.name for path in (tmp_path / "elsewhere").iterdir()
+    }
+
+
+def test_training_losses_may_change_when_a_run_goes_on(command_line: CommandLine, run_copy: Path) -> None:
+    flags = ["--trainer.max_steps", "5", "--model.config.router_aux_loss_coef", "0.5", "--trainer.callbacks", "null"]
+    ended = command_line("fit", "--ckpt_path", run_copy, *flags)
+    assert (ended.status, ended.err) == (0, "")
+    assert len(column(run_copy, "train/balance_loss")) == 1
