@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SETTINGS = {
     "model": {
-        "config": {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 4, "moe_intermediate_size": 8},
-        "schedule": {"warmup_steps": 1},
+        "config": {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 4, "num_experts": 16},
+        "schedule": {"name": "constant", "warmup_steps": 1},
     },
     "data": {"source": "texts", "validation_fraction": 0.3, "sequence_length": 32, "micro_batch_size": 2},
     "trainer": {"max_steps": 2, "limit_val_batches": 0},

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 
 class BestCheckpoint(Checkpoint):
-    """Replaces one file after each validation whose `val/loss` is lower than all before, those before a resume included.
+    """Replaces one file after each validation whose `val/loss` is lower than all before, a resumed run's included.
 
     A `ModelCheckpoint` forgets the best loss once the folder of the run has been moved.
 

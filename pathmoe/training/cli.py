@@ -93,7 +93,7 @@ class PathMoECLI(LightningCLI):
         if accumulate < 1:
             raise ValueError(f"trainer.accumulate_grad_batches ({accumulate}) must be at least 1; raise it")
         if settings.dry_run:
-            print(dry_run_report(self.resolved_config(), _world_size(settings.trainer)))
+            print(dry_run_report(self.resolved_config()))
             raise SystemExit(0)
         if self.subcommand == "validate" and settings.ckpt_path is None:
             raise ValueError("--ckpt_path (null) must name what to validate: a checkpoint, a run folder, last or best")
@@ -124,7 +124,8 @@ class PathMoECLI(LightningCLI):
             every_n_steps = self._get(self.config, "checkpoint_every_n_steps")
             best = BestCheckpoint(self.run_folder / BEST_CHECKPOINT)
             callbacks += [best, LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)]
-        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        plugins = config.get("plugins") or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except ValueError as error:
@@ -134,14 +135,6 @@ class PathMoECLI(LightningCLI):
         # A checkpoint is never trusted with code.
         of_checkpoint = {"ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
         return super()._prepare_subcommand_kwargs(subcommand) | of_checkpoint
-
-
-def _world_size(trainer: Any) -> int:
-    """Ranks that the settings ask for; one where the machine decides."""
-    devices = trainer.devices
-    if isinstance(devices, list):
-        devices = len(devices)
-    return trainer.num_nodes * (int(devices) if str(devices).isdigit() else 1)
 
 
 def _quieten() -> None:
@@ -187,13 +180,13 @@ def _run(arguments: list[str]) -> None:
         raise ValueError(f"a subcommand must be given: one of {', '.join(SUBCOMMANDS)}")
     if subcommand not in SUBCOMMANDS:
         raise ValueError(f"the subcommand ({subcommand}) must be one of {', '.join(SUBCOMMANDS)}; give it first")
+    _quieten()
     if subcommand == "export":
         export_command(arguments[1:])
         return
     # LightningCLI and the ranks that its strategies start read the command line themselves.
     sys.argv[1:] = expand(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _quieten()
     PathMoECLI(
         PathMoEModule,
         TokenDataModule,

@@ -15,12 +15,11 @@ from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
 from pathmoe.training.schedule import ScheduleConfig, check_schedule
 
 
-def dry_run_report(resolved: Mapping[str, Any], world_size: int) -> str:
+def dry_run_report(resolved: Mapping[str, Any]) -> str:
     """The resolved configuration as YAML, and what follows from it, as text of at most 80 columns where it can.
 
     Args:
         resolved: configuration after all files and flags, plain types.
-        world_size: data-parallel ranks that the run would have.
 
     Raises:
         ValueError: what a run with these settings would be refused for, as far as it shows without data and devices.
@@ -32,7 +31,7 @@ def dry_run_report(resolved: Mapping[str, Any], world_size: int) -> str:
     geometry = BatchGeometry(
         micro_batch_size=resolved["data"]["micro_batch_size"],
         accumulate_grad_batches=resolved["trainer"]["accumulate_grad_batches"],
-        world_size=world_size,
+        world_size=_world_size(resolved["trainer"]),
     )
     TokenDataModule(**resolved["data"], vocab_size=config.vocab_size).check_global_batch(geometry)
     check_schedule(ScheduleConfig(**resolved["model"]["schedule"]), resolved["trainer"]["max_steps"])
@@ -56,6 +55,14 @@ def dry_run_report(resolved: Mapping[str, Any], world_size: int) -> str:
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
     return f"{yaml.safe_dump(dict(resolved), sort_keys=False)}\n{table}"
+
+
+def _world_size(trainer: Mapping[str, Any]) -> int:
+    """Ranks that the settings ask for; one a node where the machine decides."""
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        devices = len(devices)
+    return trainer["num_nodes"] * (int(devices) if str(devices).isdigit() else 1)
 
 
 def _short(number: int) -> str:

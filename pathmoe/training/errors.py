@@ -87,7 +87,7 @@ def fail(message: str) -> NoReturn:
 
 
 def with_one_line_errors(program: Callable[[], None]) -> None:
-    """Run `program`; an error that our own code raised about what the user gave ends in one line.
+    """Run `program`; an error about what the user gave, or about a place that can't be written, ends in one line.
 
     A ValueError from anywhere else is a fault of ours or of a library's, and keeps its traceback.
     """
@@ -95,6 +95,8 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
         program()
     except MisconfigurationException as error:
         fail("trainer: " + one_line(str(error)))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        fail(f"{error.filename} can't be used ({error.strerror}); choose another place")
     except ValueError as error:
         if not _is_ours(error):
             raise

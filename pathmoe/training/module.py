@@ -95,12 +95,13 @@ class PathMoEModule(LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # bf16-true converts the whole module, buffers included: selection biases would stop moving, and rotary
         # frequencies would not be those of the exported model.
-        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
+        before = dict(self.named_buffers(remove_duplicate=False))
         super()._apply(fn, recurse)
-        for name, buffer in buffers.items():
+        for name, buffer in before.items():
             module, _, leaf = name.rpartition(".")
-            owner = self.get_submodule(module)
-            owner._buffers[leaf] = buffer.to(owner._buffers[leaf].device)
+            now = self.get_buffer(name)
+            if now.dtype != buffer.dtype:
+                setattr(self.get_submodule(module), leaf, buffer.to(now.device))
         return self
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -161,9 +162,10 @@ class PathMoEModule(LightningModule):
         figures = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
         figures["train/grad_norm"] = grad_norm
         self._refuse_what_is_not_finite(figures)
+        load_LE = self._totals.load()
         if self.config.router_bias_update_rate:
-            self._move_selection_biases()
-        self._log_step(figures | {"lr": optimizer.param_groups[0]["lr"]})
+            self._move_selection_biases(load_LE)
+        self._log_step(figures | {"lr": optimizer.param_groups[0]["lr"]}, load_LE)
 
     def _refuse_what_is_not_finite(self, figures: Mapping[str, float]) -> None:
         for name in ("train/loss", "train/grad_norm"):
@@ -175,20 +177,20 @@ class PathMoEModule(LightningModule):
                     f"trainer.gradient_clip_val, and {last_good_checkpoint(self.trainer)}"
                 )
 
-    def _move_selection_biases(self) -> None:
+    def _move_selection_biases(self, load_LE: Tensor) -> None:
         dense = self.config.first_k_dense_replace
-        for load_E, layer in zip(self._totals.load(), self.model.model.sharing.deciding_layers, strict=True):
+        for load_E, layer in zip(load_LE, self.model.model.sharing.deciding_layers, strict=True):
             bias_E = self.model.model.layers[layer + dense].mlp.selection_bias_E
             update_selection_bias(bias_E, load_E, self.config.router_bias_update_rate)
 
-    def _log_step(self, figures: dict[str, float]) -> None:
+    def _log_step(self, figures: dict[str, float], load_LE: Tensor) -> None:
         loss = figures["train/loss"]
         figures["train/perplexity"] = _perplexity(loss)
         if bytes_per_target := self._bytes_per_target("train"):
             figures["train/bits_per_byte"] = loss / math.log(2) / bytes_per_target
         # Beyond what the progress bar shows, only where Lightning hands the figures to the loggers.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            figures |= load_metrics(self._totals.load(), self.model.model.sharing.deciding_layers)
+            figures |= load_metrics(load_LE, self.model.model.sharing.deciding_layers)
         self._log(figures)
 
     def _log(self, figures: Mapping[str, float], **options: Any) -> None:

@@ -25,10 +25,11 @@ MINI_CONFIG = {
             "num_experts": 4,
             "num_experts_per_tok": 2,
         },
-        "schedule": {"warmup_steps": 1},
+        "optimizer": {"name": "muon", "lr": 0.003, "muon_lr": 0.004},
+        "schedule": {"name": "wsd", "warmup_steps": 1, "decay_fraction": 0.5},
     },
     "data": {"validation_fraction": 0.3, "sequence_length": 32, "micro_batch_size": 2},
-    "trainer": {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 3},
+    "trainer": {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 3, "accumulate_grad_batches": 1},
     "checkpoint_every_n_steps": 2,
 }
 

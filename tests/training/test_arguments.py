@@ -1,4 +1,4 @@
-"""What happens to the command line before it is parsed: configs by name, the run's folder, a checkpoint's own config."""
+"""What happens to the command line before it is parsed: configs by name, the run's folder, a checkpoint's config."""
 
 from pathlib import Path
 
@@ -104,6 +104,17 @@ def test_the_last_of_several_checkpoints_given_wins() -> None:
     best = ["--ckpt_path", f"{run_folder}/best.ckpt"]
     expanded = expand(["validate", "--ckpt_path", "nowhere.ckpt", *best])
     assert option_values(expanded, "--ckpt_path") == best[1:]
+
+
+@pytest.mark.parametrize("ckpt_path", [[], ["--ckpt_path", "last"], ["--ckpt_path", "runs/some"]])
+def test_what_is_expanded_can_be_expanded_again(ckpt_path: list[str]) -> None:
+    """Ranks are started with what the first process has made of its command line, and do the same with it."""
+    make_run("some", "last.ckpt")
+    once = expand(["fit", "--config", "tiny", "--trainer.max_steps", "9", *ckpt_path])
+    twice = expand(once)
+    for option in ("--run_dir", "--ckpt_path"):
+        assert option_values(twice, option)[-1:] == option_values(once, option)[-1:]
+    assert list(dict.fromkeys(option_values(twice, "--config"))) == option_values(once, "--config")
 
 
 @pytest.mark.parametrize("end", [["--config"], ["--ckpt_path"], ["--run_dir"]])

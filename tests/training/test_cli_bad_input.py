@@ -45,7 +45,7 @@ FLAGS = [
     (["--model.config.layers_per_router", "[2, 1]"], "model.config.layers_per_router ([2, 1]) must be block lengths o"),
     (
         ["--model.config.layers_per_router", "1", "--model.config.layers_per_decision", "4"],
-        "model.config.layers_per_router (1) gives router 1 to MoE layers [1], none of which decides under model.config.",
+        "model.config.layers_per_router (1) gives router 1 to MoE layers [1], none of which decides under ",
     ),
     (["--model.optimizer.lr", "-1"], "model.optimizer.lr (-1.0) must be above 0 and finite"),
     (
@@ -159,6 +159,12 @@ def test_a_folder_that_holds_another_run(name: str, fit: CommandLine, run_copy: 
         f"--run_dir ({run_copy}) must not hold another run; go on with it by {go_on}, or choose another --run_dir",
     )
     assert contents(run_copy) == before
+
+
+@pytest.mark.parametrize("place", ["mini.yaml", "mini.yaml/below"])
+def test_a_folder_that_can_not_be_made(place: str, fit: CommandLine, mini: Path, tmp_path: Path) -> None:
+    assert_refused(fit("--run_dir", mini.parent / place), f"{mini}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_runs_checkpoint_into_a_folder_that_holds_a_run(

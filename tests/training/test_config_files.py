@@ -21,6 +21,14 @@ def test_a_shipped_config_is_found_by_path_and_by_name(
     check_config(file)
 
 
+def test_an_installation_has_them_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.yaml").touch()
+    monkeypatch.setattr("pathmoe.training.config_files.resources.files", {"pathmoe": tmp_path}.get)
+    assert config_folder() == tmp_path / "configs"
+    assert find_config("tiny") == str(tmp_path / "configs" / "tiny.yaml")
+
+
 def test_a_file_of_the_user_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny").write_text("model: {}\n")

@@ -19,7 +19,13 @@ def resolved(**changes: Any) -> dict[str, Any]:
     """A configuration as the command line resolves it, changed in places named by key, with __ for a dot."""
     settings: dict[str, Any] = {
         "seed_everything": 0,
-        "trainer": {"accumulate_grad_batches": 3, "max_steps": 10, "precision": "32-true"},
+        "trainer": {
+            "accumulate_grad_batches": 3,
+            "max_steps": 10,
+            "precision": "32-true",
+            "devices": "auto",
+            "num_nodes": 1,
+        },
         "model": {"config": dict(CONFIG), "optimizer": {"name": "muon"}, "schedule": {"name": "cosine"}},
         "data": {"sequence_length": 128, "micro_batch_size": 2},
     }
@@ -39,14 +45,14 @@ def numbers(report: str, name: str) -> list[int]:
 
 def test_it_prints_the_configuration_as_yaml_that_can_be_read_back() -> None:
     settings = resolved()
-    printed, _, table = dry_run_report(settings, world_size=1).partition("\n\n")
+    printed, _, table = dry_run_report(settings).partition("\n\n")
     assert yaml.safe_load(printed) == settings
     assert max(len(line) for line in table.splitlines()) <= 80
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_parameters_and_bytes_are_those_of_the_built_model(name: str) -> None:
-    report = dry_run_report(resolved(model__optimizer={"name": name}), world_size=1)
+    report = dry_run_report(resolved(model__optimizer={"name": name}))
     model = PathMoEForCausalLM(PathMoEConfig(**CONFIG))
     total = sum(parameter.numel() for parameter in model.parameters())
     routed = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
@@ -68,16 +74,20 @@ def test_parameters_and_bytes_are_those_of_the_built_model(name: str) -> None:
     assert numbers(report, "bytes of optimizer state") == [4 * state]
 
 
-def test_flops_and_tokens() -> None:
+def test_flops_are_those_of_the_counts() -> None:
     flops = flops_per_token(PathMoEConfig(**CONFIG), 128)
-    report = dry_run_report(resolved(), world_size=5)
-    assert numbers(report, "FLOPs per token") == [flops.forward, flops.training]
-    assert numbers(report, "tokens per step")[0] == 5 * 3 * 2 * 128
+    assert numbers(dry_run_report(resolved()), "FLOPs per token") == [flops.forward, flops.training]
+
+
+@pytest.mark.parametrize(("devices", "ranks"), [("auto", 1), (-1, 1), (5, 5), ("5", 5), ([0, 3], 2)], ids=str)
+def test_tokens_of_a_step_are_those_of_all_ranks(devices: Any, ranks: int) -> None:
+    report = dry_run_report(resolved(trainer__devices=devices, trainer__num_nodes=2))
+    assert numbers(report, "tokens per step")[0] == 2 * ranks * 3 * 2 * 128
 
 
 def test_half_precision_weights_are_half_as_large() -> None:
-    whole = dry_run_report(resolved(), world_size=1)
-    half = dry_run_report(resolved(trainer__precision="bf16-true"), world_size=1)
+    whole = dry_run_report(resolved())
+    half = dry_run_report(resolved(trainer__precision="bf16-true"))
     for name in ("bytes of weights", "bytes of gradients", "bytes of optimizer state"):
         assert [2 * number for number in numbers(half, name)] == numbers(whole, name)
 
@@ -100,4 +110,4 @@ def test_half_precision_weights_are_half_as_large() -> None:
 )
 def test_what_the_run_would_be_refused_for(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dry_run_report(resolved(**change), world_size=1)
+        dry_run_report(resolved(**change))

@@ -1,6 +1,7 @@
 """How an error reaches the user: one line with the key, the value, what is allowed and what to change; status 2."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -125,6 +126,7 @@ def of_lightning() -> None:
 @pytest.mark.parametrize(
     ("program", "line"),
     [
+        (lambda: os.mkdir("/"), "/ can't be used (File exists); choose another place"),
         (ours, "model.config.num_experts (0) must be at least 1; raise it"),
         (
             ours_in_several_lines,

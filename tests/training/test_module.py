@@ -4,7 +4,6 @@
 
 import copy
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,6 @@ QUIET = {
 }
 SOURCE = Path()
 
-needs_fork = pytest.mark.skipif(
-    sys.platform != "linux" or torch.cuda.is_available(), reason="forks, which CUDA does not survive"
-)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _documents(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -71,10 +66,9 @@ def module(seed: int = 0, activation_checkpointing: bool = False, **fields: Any)
 
 
 class Record(Callback):
-    """Gradients before each optimizer step, and weights, losses and loads after it; into a file on rank 0 if asked."""
+    """Gradients before each optimizer step, and weights, losses and loads after it."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self.file = file
+    def __init__(self) -> None:
         self.gradients: list[dict[str, Tensor]] = []
         self.weights: list[dict[str, Tensor]] = []
         self.figures: list[dict[str, float]] = []
@@ -88,17 +82,11 @@ class Record(Callback):
             self.weights.append({name: value.clone() for name, value in pl_module.model.state_dict().items()})
             self.figures.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
-    def on_train_end(self, trainer: Trainer, pl_module: PathMoEModule) -> None:
-        if self.file is not None and trainer.global_rank == 0:
-            torch.save({"gradients": self.gradients, "weights": self.weights, "figures": self.figures}, self.file)
-
 
 def fit(
     steps: int = 1,
     accumulate: int = 1,
-    micro_batch_size: int | None = None,
     callbacks: tuple[Callback, ...] = (),
-    options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> Record:
     record = Record()
@@ -108,25 +96,10 @@ def fit(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         callbacks=[*callbacks, record],
-        **QUIET | (options or {}),
-    )
-    trainer.fit(module(**arguments), datamodule=data(micro_batch_size or BLOCKS // accumulate))
-    return record
-
-
-def fit_on_two_ranks(file: Path, accumulate: int, **arguments: Any) -> dict[str, list[dict[str, Any]]]:
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
-        max_steps=2,
-        accumulate_grad_batches=accumulate,
-        callbacks=[Record(file)],
         **QUIET,
     )
-    trainer.fit(module(**arguments), datamodule=data(BLOCKS // accumulate // 2))
-    recorded: dict[str, list[dict[str, Any]]] = torch.load(file, weights_only=True)
-    return recorded
+    trainer.fit(module(**arguments), datamodule=data(BLOCKS // accumulate))
+    return record
 
 
 def micro_batches(number: int, step: int = 0) -> list[dict[str, Any]]:
@@ -204,28 +177,6 @@ def test_routing_losses_are_means_over_micro_batches(scope: str, accumulate: int
     assert record.figures[0]["train/loss"] == pytest.approx(mean_over_targets(model).item(), rel=1e-6)
 
 
-@needs_fork
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_ranks_train_as_one_does(tmp_path: Path, accumulate: int) -> None:
-    fields = {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.2, "router_bias_update_rate": 0.1}
-    two = fit_on_two_ranks(tmp_path / "two.pt", accumulate, **fields)
-    one = fit(steps=2, accumulate=2 * accumulate, **fields)
-    for step in range(2):
-        assert_close(two["gradients"][step], one.gradients[step])
-        assert two["figures"][step] == pytest.approx(one.figures[step], rel=1e-5)
-        for name, bias_E in one.weights[step].items():
-            assert "selection_bias" not in name or torch.equal(bias_E, two["weights"][step][name])
-
-
-@needs_fork
-def test_two_ranks_count_the_load_of_both(tmp_path: Path) -> None:
-    fields = {"router_aux_loss_coef": 1.0, "router_aux_loss_scope": "global_batch"}
-    two = fit_on_two_ranks(tmp_path / "two.pt", accumulate=1, **fields)
-    # Without accumulation each rank's loss takes f from the whole global batch, and P from its half.
-    whole, _ = by_hand(fresh_model(**fields), 1, "global_batch")
-    assert two["figures"][0]["train/balance_loss"] == pytest.approx(whole.item(), rel=1e-6)
-
-
 class KeepModels(Callback):
     """A copy of the model before each step."""
 
@@ -272,47 +223,6 @@ def test_recomputed_activations_change_no_bit() -> None:
     assert min(load.values()) >= 1
 
 
-class NoiseSeeds(Callback):
-    """The seeds that the model's forwards were given, by (step, micro-batch, rank)."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self.seeds: dict[tuple[int, int, int], int] = {}
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: PathMoEModule, batch: Any, batch_idx: int) -> None:
-        key = (trainer.global_step, batch["micro_batch"], trainer.global_rank)
-        hook = pl_module.model.register_forward_pre_hook(
-            lambda _model, _args, kwargs: self.seeds.update({key: kwargs["noise_seed"]}), with_kwargs=True
-        )
-        self._remove = hook.remove
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._remove()
-
-    def on_train_end(self, trainer: Trainer, pl_module: PathMoEModule) -> None:
-        if self.folder is not None:
-            torch.save(self.seeds, self.folder / f"seeds-{trainer.global_rank}.pt")
-
-
-def noise_seeds(seed: int) -> dict[tuple[int, int, int], int]:
-    callback = NoiseSeeds()
-    fit(steps=2, accumulate=2, callbacks=(callback,), seed=seed, router_noise_std=0.5)
-    return callback.seeds
-
-
-@needs_fork
-def test_noise_is_a_function_of_seed_step_micro_batch_and_rank(tmp_path: Path) -> None:
-    first = noise_seeds(seed=0)
-    assert first == noise_seeds(seed=0)
-    options = {"devices": 2, "strategy": "ddp_fork", "max_steps": 2, "accumulate_grad_batches": 2}
-    trainer = Trainer(accelerator="cpu", callbacks=[NoiseSeeds(tmp_path)], **options | QUIET)
-    trainer.fit(module(router_noise_std=0.5), datamodule=data(2))
-    ranks = [torch.load(tmp_path / f"seeds-{rank}.pt", weights_only=True) for rank in range(2)]
-    assert ranks[0] == first, "another number of ranks leaves rank 0 its noise"
-    drawn = [*first.values(), *noise_seeds(seed=1).values(), *ranks[1].values()]
-    assert len(set(drawn)) == len(drawn) == 12
-
-
 def test_the_same_run_gives_the_same_bits_and_other_noise_others() -> None:
     def weights(**arguments: Any) -> dict[str, Tensor]:
         torch.manual_seed(int(torch.randint(1000, ())))  # the default generator must not matter
@@ -322,3 +232,32 @@ def test_the_same_run_gives_the_same_bits_and_other_noise_others() -> None:
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     other = weights(seed=1)
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+class NoiseSeeds(Callback):
+    """The seed that the model's forward was given, by step and micro-batch."""
+
+    def __init__(self) -> None:
+        self.seeds: dict[tuple[int, int], int] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: PathMoEModule, batch: Any, batch_idx: int) -> None:
+        key = (trainer.global_step, batch["micro_batch"])
+        hook = pl_module.model.register_forward_pre_hook(
+            lambda _model, _args, kwargs: self.seeds.update({key: kwargs["noise_seed"]}), with_kwargs=True
+        )
+        self._remove = hook.remove
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._remove()
+
+
+def noise_seeds(seed: int) -> dict[tuple[int, int], int]:
+    callback = NoiseSeeds()
+    fit(steps=3, accumulate=2, callbacks=(callback,), seed=seed, router_noise_std=0.5)
+    return callback.seeds
+
+
+def test_noise_is_a_function_of_seed_step_and_micro_batch() -> None:
+    first = noise_seeds(seed=0)
+    assert first == noise_seeds(seed=0)
+    assert len(set(first.values()) | set(noise_seeds(seed=1).values())) == 12

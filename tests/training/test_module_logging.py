@@ -130,6 +130,7 @@ def test_wandb_writes_a_run_without_account_or_network(
 
     monkeypatch.delenv("WANDB_MODE", raising=False)  # the configuration alone keeps it offline
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.finish()  # a run that another test may have left open
     folder = run(fit, tmp_path, "--config", losses, "--config", "wandb")
     wandb.finish()
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")

@@ -43,8 +43,8 @@ def fit_with(texts: Path, tmp_path: Path) -> Callable[..., Trainer]:
     def run(*callbacks: Callback) -> Trainer:
         shape = PathMoEConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, moe_intermediate_size=8)
         trainer = Trainer(
-            accelerator="cpu", logger=CSVLogger(tmp_path / "run", "csv"), max_steps=1, limit_val_batches=0, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+            accelerator="cpu", logger=CSVLogger(tmp_path / "run", "csv"), max_steps=1, limit_val_batches=0,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
             default_root_dir=tmp_path / "run", callbacks=[SaveRun(tmp_path / "run", RESOLVED), *callbacks],
         )  # fmt: skip
         data = TokenDataModule(str(texts), vocab_size=300, sequence_length=32, validation_fraction=0.3)
