@@ -5,6 +5,7 @@
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP
 
@@ -43,13 +44,13 @@ class MoELayer(nn.Module):
             previous: the last decision, which a follower takes over and a recurrent router continues.
             noise_TE: [T, E] noise on the logits.
         """
-        x_TD = x_BSD.flatten(0, 1)
+        x_TD = rearrange(x_BSD, "b s d -> (b s) d")
         routing = self.route(x_TD, router, previous, noise_TE)
         # The experts interface of transformers takes dispatch, experts and combine in one call.
         y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.expert_weights_TK)
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
-        return y_TD.view_as(x_BSD), routing
+        return rearrange(y_TD, "(b s) d -> b s d", b=x_BSD.shape[0]), routing
 
     def route(
         self, x_TD: Tensor, router: "Router | partial | None", previous: Routing | None, noise_TE: Tensor | None

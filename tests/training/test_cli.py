@@ -152,7 +152,7 @@ def test_the_last_of_several_values_and_equals_signs(fit: CommandLine) -> None:
 
 
 def test_one_seed_for_weights_and_data(fit: CommandLine, tmp_path: Path) -> None:
-    still = ["--model.optimizer.lr", "1e-30", "--model.optimizer.weight_decay", "0", "--trainer.callbacks", "null"]
+    still = ["--model.optimizer.name", "adamw", "--model.optimizer.lr", "1e-30", "--trainer.callbacks", "null"]
     ended = fit("--seed_everything", "3", "--trainer.max_steps", "2", "--run_dir", "here", *still)
     assert ended.status == 0, ended.err
     checkpoint = torch.load(tmp_path / "here" / "last.ckpt", weights_only=True)
