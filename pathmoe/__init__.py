@@ -9,7 +9,6 @@ from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM, PathMoEModel
 
 __all__ = ["PathMoEConfig", "PathMoEForCausalLM", "PathMoEModel"]
-__version__ = "0.1.0"
 
 AutoConfig.register("pathmoe", PathMoEConfig)
 AutoModel.register(PathMoEConfig, PathMoEModel)

@@ -1,5 +1,7 @@
 """Callback: path statistics of each validation, and at the end of a run a short table, an export and a text sample."""
 
+# Shapes: N tokens, L MoE layers.
+
 import json
 import math
 from pathlib import Path

@@ -47,8 +47,8 @@ class PathMoEModule(LightningModule):
     def __init__(
         self,
         config: PathMoEConfig,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 - frozen
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008  # frozen
         attn_implementation: Literal[
             "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"
         ] = "sdpa",
@@ -188,9 +188,11 @@ class PathMoEModule(LightningModule):
         figures["train/perplexity"] = _perplexity(loss)
         if bytes_per_target := self._bytes_per_target("train"):
             figures["train/bits_per_byte"] = loss / math.log(2) / bytes_per_target
-        # Beyond what the progress bar shows, only where Lightning hands the figures to the loggers.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
             figures |= load_metrics(load_LE, self.model.model.sharing.deciding_layers)
+        else:
+            # What the progress bar shows; Lightning takes its time over every figure, also where no logger gets it.
+            figures = {name: figures[name] for name in ("train/loss", "train/perplexity")}
         self._log(figures)
 
     def _log(self, figures: Mapping[str, float], **options: Any) -> None:

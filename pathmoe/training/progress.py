@@ -36,12 +36,13 @@ class ProgressBar(TQDMProgressBar):
         if not sys.stdout.isatty():
             self._refresh_rate = max(1, trainer.max_steps // 10)
         super().on_train_start()
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Show the whole run: the stream of blocks has no epochs of its own."""
+        # The whole run, and here rather than at the epoch's start, which a run resumed within an epoch does not see.
         self.train_progress_bar.total = trainer.max_steps
         self.train_progress_bar.n = self.train_progress_bar.initial = trainer.global_step
         self.train_progress_bar.refresh()
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Nothing: the stream of blocks has no epochs to show."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

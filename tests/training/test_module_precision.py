@@ -1,5 +1,7 @@
 """Lower precision and compiled layers: what computes in which dtype; training stays the same up to rounding."""
 
+# Shapes: T tokens, D hidden, E experts, F expert width, G = 2F.
+
 import warnings
 from typing import Any
 

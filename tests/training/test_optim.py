@@ -1,5 +1,7 @@
 """Which optimizer each parameter gets, and the several of them as one under torch's and Lightning's own machinery."""
 
+# Shapes: B batch, S sequence.
+
 import math
 from pathlib import Path
 from typing import Any
