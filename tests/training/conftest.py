@@ -29,7 +29,13 @@ MINI_CONFIG = {
         "schedule": {"name": "wsd", "warmup_steps": 1, "decay_fraction": 0.5},
     },
     "data": {"validation_fraction": 0.3, "sequence_length": 32, "micro_batch_size": 2},
-    "trainer": {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 3, "accumulate_grad_batches": 1},
+    "trainer": {
+        "max_steps": 4,
+        "val_check_interval": 2,
+        "limit_val_batches": 3,
+        "accumulate_grad_batches": 1,
+        "log_every_n_steps": 1,
+    },
     "checkpoint_every_n_steps": 2,
 }
 
