@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pathmoe.config import PathMoEConfig
+from pathmoe.training.errors import with_one_line_errors
 from pathmoe.training.open_run import open_run, run_name
 from pathmoe_eval.agreement import adjacent_agreement
 from pathmoe_eval.paths import path_entropy
@@ -138,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with_one_line_errors(main)

@@ -18,6 +18,7 @@ from transformers import OlmoeForCausalLM
 
 from pathmoe.bench.peer import build_peer
 from pathmoe.data import TokenDataModule
+from pathmoe.training.errors import with_one_line_errors
 from pathmoe.training.open_run import open_run
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
 from pathmoe.training.provenance import provenance
@@ -90,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with_one_line_errors(main)

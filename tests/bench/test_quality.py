@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,10 @@ def test_peer_learns_and_is_scored_over_the_whole_split(data: TokenDataModule) -
     steps = train_peer(peer, data, seconds=1.0, lr=1e-2, schedule=ScheduleConfig(name="constant"))
     assert steps > 1
     assert bits_per_byte(peer, data) < uniform
+
+
+def test_a_run_that_is_not_there_ends_in_one_line() -> None:
+    command = [sys.executable, "-m", "pathmoe.bench.quality", "--run", "no/such/run"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "no/such/run" in ended.stderr

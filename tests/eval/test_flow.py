@@ -1,4 +1,6 @@
 # Shapes: N tokens, L layers.
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,3 +36,10 @@ def test_panels_stand_side_by_side() -> None:
     flow = Flow("run", np.zeros((5, 2), dtype=int), 2, (0, 1))
     one, two = (float(ElementTree.fromstring(flow_svg([flow] * n)).get("viewBox", "").split()[2]) for n in (1, 2))
     assert two > 2 * one
+
+
+def test_a_run_that_is_not_there_ends_in_one_line() -> None:
+    command = [sys.executable, "-m", "pathmoe_eval.flow", "--runs", "no/such/run", "--out", "paths.svg"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "no/such/run" in ended.stderr
