@@ -29,7 +29,7 @@ _SORT_SUMMARIES = (
 def c_functions(seed: int, num_documents: int) -> Iterator[Document]:
     """The first `num_documents` programs of a seed; a longer corpus begins with a shorter one."""
     for index in range(num_documents):
-        yield Document(c_program(seed, index), name=f"{index}.c")
+        yield Document(c_program(seed, index))
 
 
 def c_program(seed: int, index: int) -> str:

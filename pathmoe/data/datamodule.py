@@ -1,6 +1,7 @@
 """The data of a run as Lightning takes it: arguments in, train and validation loaders out."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -78,13 +79,16 @@ class TokenDataModule(pl.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for key, value in (
-            ("sequence_length", sequence_length),
-            ("micro_batch_size", micro_batch_size),
-            ("validation_documents", validation_documents),
+        for key, value, lowest in (
+            ("vocab_size", vocab_size, 1),
+            ("sequence_length", sequence_length, 1),
+            ("micro_batch_size", micro_batch_size, 1),
+            ("global_batch_size", global_batch_size, 1),
+            ("validation_documents", validation_documents, 1),
+            ("num_workers", num_workers, 0),
         ):
-            if value < 1:
-                raise ValueError(f"data.{key} ({value}) must be at least 1; raise it")
+            if value is not None and value < lowest:
+                raise ValueError(f"data.{key} ({value}) must be at least {lowest}; raise it")
         if not 0 < validation_fraction < 1:
             raise ValueError(f"data.validation_fraction ({validation_fraction}) must lie between 0 and 1; change it")
         if streaming and tokenizer == TRAIN_BPE:
@@ -112,6 +116,8 @@ class TokenDataModule(pl.LightningDataModule):
             sequence_length=sequence_length,
         )
         self._cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        # File by which `prepare_data` tells all ranks which folder is theirs: only it has hashed the source.
+        self._pointer = self._cache_dir / "recipes" / f"{self._recipe.key}.json"
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
         self.seed = seed
@@ -135,11 +141,6 @@ class TokenDataModule(pl.LightningDataModule):
             folder = prepare(self._recipe, self._cache_dir)
             write_json(self._pointer, {"folder": folder.name})
 
-    @property
-    def _pointer(self) -> Path:
-        """File by which `prepare_data` tells all ranks which folder is theirs: only it has hashed the source."""
-        return self._cache_dir / "recipes" / f"{self._recipe.key}.json"
-
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` made, or the stream, on every rank; check the global batch before a fit."""
         if stage == "fit":
@@ -148,11 +149,23 @@ class TokenDataModule(pl.LightningDataModule):
             return
         if self.streaming:
             self._setup_stream()
-            return
+        else:
+            self._setup_prepared()
+        # Preparation is over. Workers fork from here on, which the tokenizer's threads do not always survive.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def _setup_prepared(self) -> None:
+        """Open the folder of prepared data."""
         folder = self._cache_dir / "prepared" / json.loads(self._pointer.read_text())["folder"]
         manifest, self.tokenizer, self.train_blocks, self.validation_blocks = open_prepared(folder)
         # The same content may have been prepared from another place before.
-        self.manifest = replace(manifest, source=self._source.source, tokenizer=self._recipe.tokenizer)
+        self.manifest = replace(
+            manifest,
+            source=self._source.source,
+            subset=self._source.subset,
+            split=self._source.named_split,
+            tokenizer=self._recipe.tokenizer,
+        )
 
     def _setup_stream(self) -> None:
         """Load the tokenizer; hold out and pack the first documents."""
@@ -175,6 +188,7 @@ class TokenDataModule(pl.LightningDataModule):
         self.manifest = Manifest(
             source=source.source,
             subset=source.subset,
+            split=self._source.named_split,
             interpreter=None,
             tokenizer=recipe.tokenizer,
             tokenizer_sha256=fingerprint(self.tokenizer),

@@ -9,5 +9,3 @@ class Document(NamedTuple):
     text: str
     group: str | None = None
     """Documents of one group go to the same side of the split; None: the document is a group of its own."""
-    name: str | None = None
-    """Where in the source it comes from."""

@@ -47,14 +47,12 @@ def read_file(file: Path, text_key: str) -> Iterator[Document]:
     Raises ValueError naming the file, and the byte, line or row, where text is not UTF-8, not JSON, or lacks text_key.
     """
     if file.suffix == ".txt":
-        yield Document(_decode(file.read_bytes(), file, offset=0), name=str(file))
+        yield Document(_decode(file.read_bytes(), file, offset=0))
         return
     rows = _parquet_rows(file, text_key) if file.suffix == ".parquet" else _json_records(file)
     for number, row in enumerate(rows, start=1):
-        where = f"{file}, record {number}"
-        text = text_of(row, text_key, where)
-        if text:
-            yield Document(text, name=where)
+        if text := text_of(row, text_key, f"{file}, record {number}"):
+            yield Document(text)
 
 
 def text_of(row: Any, text_key: str, where: str) -> str | None:

@@ -33,6 +33,8 @@ class Manifest:
 
     source: str | list[str]
     subset: str | None
+    split: str | None
+    """Split trained on; None where the source is read as files, or built in, and has no named splits."""
     interpreter: str | None
     """Version of the interpreter whose library python-stdlib is; results of different ones do not compare."""
     tokenizer: str
@@ -60,7 +62,8 @@ class Manifest:
         """Two or three lines for people: sizes, hashes, what was dropped."""
         interpreter = f" of Python {self.interpreter}" if self.interpreter else ""
         tokenizer = f"{self.tokenizer} ({self.vocab_size:,} tokens, sha256 {self.tokenizer_sha256[:12]})"
-        lines = [f"data: {self.source}{interpreter}, tokenizer {tokenizer}, sequence length {self.sequence_length}"]
+        source = f"{self.source}{interpreter}" if self.split is None else f"{self.source} (its split {self.split})"
+        lines = [f"data: {source}, tokenizer {tokenizer}, sequence length {self.sequence_length}"]
         for name, split in (("train", self.train), ("validation", self.validation)):
             if split is not None:
                 lines.append(

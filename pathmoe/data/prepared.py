@@ -1,5 +1,6 @@
 """Prepared data: a source tokenised and packed once, kept in a folder named after all that decides its content."""
 
+import hashlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +28,8 @@ from pathmoe.data.tokenizer import (
     train_bpe,
 )
 
-_FORMAT = 1
-"""Part of every name in the cache: raise it when the split, the training of the BPE, the packing or a column change."""
+_FORMAT = 2
+"""Part of every name in the cache: raise it when the split, the BPE's training, packing, columns or manifest change."""
 
 Documents = Callable[[], Iterator[Document]]
 
@@ -46,8 +47,13 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Hash of the recipe and of the interpreter, whose library may be the source."""
-        return hash_of(asdict(self), platform.python_version())
+        """Hash of the recipe, of where its relative paths lead from here, and of the interpreter.
+
+        The interpreter's library may be the source.
+        """
+        tokenizer = Path(self.tokenizer)
+        tokenizer_place = str(tokenizer.resolve()) if tokenizer.exists() else None
+        return hash_of(asdict(self), self.source.places, tokenizer_place, platform.python_version())
 
 
 class Splits(NamedTuple):
@@ -56,7 +62,7 @@ class Splits(NamedTuple):
     train: Documents
     validation: Documents
     key: str
-    """Hash of the documents and of the way in which they are split."""
+    """Hash of the documents and of the side that each is on."""
 
 
 def prepare(recipe: Recipe, cache_dir: Path) -> Path:
@@ -78,6 +84,7 @@ def prepare(recipe: Recipe, cache_dir: Path) -> Path:
         manifest = Manifest(
             source=recipe.source.source,
             subset=recipe.source.subset,
+            split=recipe.source.named_split,
             interpreter=platform.python_version() if recipe.source.source == PYTHON_STDLIB else None,
             tokenizer=recipe.tokenizer,
             tokenizer_sha256=fingerprint(tokenizer),
@@ -115,7 +122,8 @@ def split_documents(recipe: Recipe) -> Splits:
     return Splits(
         lambda: compress(read_documents(source), keep),
         lambda: compress(read_documents(source), chosen),
-        hash_of(found.content_sha256, recipe.validation_fraction),
+        # The texts alone do not tell: which side each is on depends on their groups, too.
+        hash_of(found.content_sha256, hashlib.sha256(chosen.tobytes()).hexdigest()),
     )
 
 

@@ -27,4 +27,4 @@ def python_stdlib() -> Iterator[Document]:
         except UnicodeDecodeError:
             continue
         if text:
-            yield Document(text, group, relative.as_posix())
+            yield Document(text, group)

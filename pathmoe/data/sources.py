@@ -1,10 +1,12 @@
 """From the description of a source to its documents: read through, or streamed."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 
 from pathmoe.data.c_functions import c_functions
@@ -19,6 +21,9 @@ _C_FUNCTIONS_SEED = 0  # the corpus is the same for every data.seed, which only 
 _C_FUNCTIONS_DOCUMENTS = 20_000
 _FEATURES = Features({"text": Value("string")})
 
+_CARD = "README.md"
+_DATA_SUFFIXES = (*SUFFIXES, ".csv", ".arrow", ".gz", ".zst")  # what `load_dataset` reads
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -31,12 +36,14 @@ class Source:
     num_documents: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that this source would ignore."""
+        """Refuse settings that this source would ignore, and numbers of documents that there can't be."""
         if self.num_documents is not None and self.source != C_FUNCTIONS:
             raise ValueError(
                 f"data.num_documents ({self.num_documents}) must be null unless data.source ({self.source}) is "
                 f"{C_FUNCTIONS}; remove it"
             )
+        if self.num_documents is not None and self.num_documents < 1:
+            raise ValueError(f"data.num_documents ({self.num_documents}) must be at least 1; raise it")
         if not self.has_splits:
             for key, value, default in (("subset", self.subset, None), ("split", self.split, "train")):
                 if value != default:
@@ -51,10 +58,44 @@ class Source:
             return False
         path = Path(self.source).expanduser()
         if path.is_dir():
-            # A dataset card, or files or folders named after the train split, mark the layout of the hub.
-            return any(any(path.glob(pattern)) for pattern in ("README.md", "train*", "data/train*"))
+            return _has_card(path) or _has_train_files(path) or _has_train_files(path / "data")
         looks_like_files = path.exists() or path.suffix in SUFFIXES or any(c in self.source for c in "*?[")
         return not looks_like_files
+
+    @property
+    def named_split(self) -> str | None:
+        """The split, where the source has named ones."""
+        return self.split if self.has_splits else None
+
+    @property
+    def places(self) -> list[str]:
+        """Absolute paths and patterns of what is local, as the current folder makes them; other names as they are."""
+        entries = [self.source] if isinstance(self.source, str) else self.source
+        if self.source in (PYTHON_STDLIB, C_FUNCTIONS):
+            return entries
+        paths = [Path(entry).expanduser() for entry in entries]
+        is_remote = self.has_splits and not paths[0].is_dir()
+        return entries if is_remote else [str(path.resolve()) for path in paths]
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether a card describes the folder's data: the hub's README.md, not just any."""
+    card = folder / _CARD
+    if not card.is_file():
+        return False
+    front_matter = re.match(r"---\n(.*?)\n---\s", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        content = yaml.safe_load(front_matter[1]) if front_matter else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(content, dict) and not content.keys().isdisjoint(("configs", "dataset_info"))
+
+
+def _has_train_files(folder: Path) -> bool:
+    """Whether data files, or a folder of them, are named after the train split."""
+    named = [path for path in folder.glob("train*") if re.match(r"train([-._]|$)", path.name)]
+    files = (file for path in named for file in (path.rglob("*") if path.is_dir() else [path]))
+    return any(file.suffix in _DATA_SUFFIXES for file in files)
 
 
 def read_documents(source: Source) -> Iterator[Document]:
@@ -68,11 +109,12 @@ def read_documents(source: Source) -> Iterator[Document]:
             for number, text in enumerate(dataset[first : first + 1000][source.text_key], start=first):
                 where = f"{source.source}, {source.split} row {number}"
                 if checked := text_of({source.text_key: text}, source.text_key, where):
-                    yield Document(checked, name=where)
+                    yield Document(checked)
     elif source.source == PYTHON_STDLIB:
         yield from python_stdlib()
     elif source.source == C_FUNCTIONS:
-        yield from c_functions(_C_FUNCTIONS_SEED, source.num_documents or _C_FUNCTIONS_DOCUMENTS)
+        num_documents = _C_FUNCTIONS_DOCUMENTS if source.num_documents is None else source.num_documents
+        yield from c_functions(_C_FUNCTIONS_SEED, num_documents)
     else:
         for file in find_files(source.source):
             yield from read_file(file, source.text_key)

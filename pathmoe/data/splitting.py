@@ -56,10 +56,7 @@ def hold_out(groups: UInt64Array, num_bytes: npt.NDArray[np.int64], fraction: fl
     smallest is taken. It does not depend on any seed: runs that differ in their seed are measured on the same text.
     All is False where there are fewer than two groups.
     """
-    (
-        unique,
-        group_of,
-    ) = np.unique(groups, return_inverse=True)
+    unique, group_of = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of, weights=num_bytes).astype(np.int64)
     chosen = np.zeros(len(unique), dtype=bool)
     room = int(fraction * num_bytes.sum())

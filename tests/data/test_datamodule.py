@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import warnings
 from itertools import islice
@@ -228,6 +229,12 @@ def test_a_resume_on_other_batches_is_refused(
     [
         ({"sequence_length": 0}, r"data\.sequence_length \(0\) must be at least 1"),
         ({"micro_batch_size": 0}, r"data\.micro_batch_size \(0\) must be at least 1"),
+        ({"global_batch_size": 0}, r"data\.global_batch_size \(0\) must be at least 1"),
+        ({"validation_documents": -1}, r"data\.validation_documents \(-1\) must be at least 1"),
+        ({"num_documents": 0}, r"data\.num_documents \(0\) must be at least 1"),
+        ({"num_documents": -3}, r"data\.num_documents \(-3\) must be at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers \(-1\) must be at least 0"),
+        ({"vocab_size": 0}, r"data\.vocab_size \(0\) must be at least 1"),
         ({"validation_fraction": 1.0}, r"data\.validation_fraction \(1\.0\) must lie between 0 and 1"),
         ({"validation_split": "test"}, r"data\.validation_split \(test\) must not be set where data\.source \(c-func"),
         ({"streaming": True}, r"data\.tokenizer \(train-bpe\) must be a folder or a name on the hub with data\.stre"),
@@ -240,6 +247,40 @@ def test_a_resume_on_other_batches_is_refused(
 def test_bad_arguments_are_refused(cache: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(cache, **changes)
+
+
+def test_relative_sources_of_two_folders_do_not_meet_in_one_cache(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = {}
+    for word in ("alpha", "beta"):
+        (tmp_path / word / "texts").mkdir(parents=True)
+        for number in range(20):
+            (tmp_path / word / "texts" / f"{number}.txt").write_text(f"{word} {number} " * 40)
+        monkeypatch.chdir(tmp_path / word)
+        modules[word] = make(cache, source="texts", num_documents=None)
+        modules[word].prepare_data()
+    for word, data in modules.items():
+        monkeypatch.chdir(tmp_path / word)
+        data.setup("fit")
+        tokens = torch.cat([batch["input_ids"].flatten() for batch in islice(data.train_batches(), 4)])
+        words = set(data.tokenizer.decode(tokens).split()) & modules.keys()
+        assert words == {word}
+
+
+def test_preparation_may_use_threads_and_workers_may_fork_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    data = make(str(tmp_path / "cache"))
+    data.prepare_data()
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+    data = make_streaming(tmp_path / "stream", num_workers=1)
+    data.setup("fit")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    inputs = [batch["input_ids"].tolist() for batch in islice(data.train_batches(), 3)]
+    data.num_workers = 0
+    assert [batch["input_ids"].tolist() for batch in islice(data.train_batches(), 3)] == inputs
 
 
 def test_too_few_validation_documents_for_a_block_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,14 +47,14 @@ def test_blocks_decode_to_the_documents(cache: Path) -> None:
 def test_no_validation_text_is_in_python_stdlib_training_documents() -> None:
     splits = split_documents(replace(RECIPE, source=Source(), validation_fraction=0.05))
     train, validation = list(splits.train()), list(splits.validation())
-    assert not {document.name for document in train} & {document.name for document in validation}
     assert not {document.group for document in train} & {document.group for document in validation}
     assert not {document.text for document in train} & {document.text for document in validation}
     everything = list(read_documents(Source()))
     # Nothing is lost but copies of validation documents.
-    kept = {document.name for document in train} | {document.name for document in validation}
     texts = {document.text for document in validation}
-    assert all(document.text in texts for document in everything if document.name not in kept)
+    assert train == [d for d in everything if d.text not in texts]
+    groups = {document.group for document in validation}
+    assert validation == [d for d in everything if d.group in groups]
     share = sum(len(d.text.encode()) for d in validation) / sum(len(d.text.encode()) for d in everything)
     assert 0.04 < share <= 0.05
 
@@ -68,13 +69,12 @@ def test_a_copy_of_a_validation_text_is_not_trained_on(tmp_path: Path) -> None:
     assert len(train | validation) == 20
 
 
-def test_the_tokenizer_is_trained_on_the_train_documents_only(cache: Path) -> None:
-    trained = load_tokenizer(str(next((cache / "tokenizers").iterdir()))) if (cache / "tokenizers").exists() else None
-    prepared = open_prepared(prepare(RECIPE, cache))
+def test_the_tokenizer_is_trained_on_the_train_documents_only(tmp_path: Path) -> None:
+    prepared = open_prepared(prepare(RECIPE, tmp_path))
+    (folder,) = (tmp_path / "tokenizers").iterdir()
     splits = split_documents(RECIPE)
     expected = train_bpe((document.text for document in splits.train()), 300)
-    assert fingerprint(prepared.tokenizer) == fingerprint(expected)
-    assert trained is None or fingerprint(trained) == fingerprint(expected)
+    assert fingerprint(prepared.tokenizer) == fingerprint(load_tokenizer(str(folder))) == fingerprint(expected)
     everything = train_bpe((document.text for document in read_documents(RECIPE.source)), 300)
     assert fingerprint(prepared.tokenizer) != fingerprint(everything)
 
@@ -98,6 +98,37 @@ def test_the_cache_is_keyed_by_content(tmp_path: Path) -> None:
     assert prepare(replace(recipe, source=Source(source=str(moved))), cache) != first
     for change in ({"sequence_length": 32}, {"vocab_size": 290}, {"validation_fraction": 0.3}):
         assert prepare(replace(recipe, source=Source(source=str(moved)), **change), cache) != first
+
+
+def test_the_cache_is_keyed_by_the_groups_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same texts in the same order: once each a group of its own, once in packages of five.
+    folders = []
+    for name, file in (("alone", "m{0:02}.py"), ("packages", "p{1}/m{0:02}.py")):
+        library = tmp_path / name
+        for number in range(20):
+            path = library / file.format(number, number // 5)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"text number {number} " * 40)
+        monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(library)}.get)
+        folders.append(prepare(replace(RECIPE, source=Source()), tmp_path / "cache"))
+    manifests = [Manifest.read(folder / "manifest.json") for folder in folders]
+    assert [manifest.validation.documents for manifest in manifests] == [2, 5]
+
+
+def test_a_recipe_is_keyed_by_where_its_paths_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for name in ("here", "there"):
+        (tmp_path / name / "tokenizer").mkdir(parents=True)
+        (tmp_path / name / "files").mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        sources: list[str | list[str]] = ["files", "files/*.txt", "a.txt", ["a.txt", "b.txt"]]
+        keys |= {replace(RECIPE, source=Source(source=source)).key for source in sources}
+        keys.add(replace(RECIPE, tokenizer="tokenizer").key)
+    assert len(keys) == 2 * 5
+    names = [Source(source="python-stdlib"), Source(source="c-functions"), Source(source="owner/name")]
+    from_there = [replace(RECIPE, source=source).key for source in names]
+    monkeypatch.chdir(tmp_path)
+    assert [replace(RECIPE, source=source).key for source in names] == from_there, "no matter where"
 
 
 def test_the_manifest_counts_what_is_there(cache: Path) -> None:

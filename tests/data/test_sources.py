@@ -75,6 +75,40 @@ def test_a_folder_with_files_named_by_split_is_laid_out_like_the_hub(tmp_path: P
     assert both_ways(Source(source=str(folder), split="test")) == ["y"]
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["README.md", "training_notes.txt", "b.txt"], "# Notes\n"),
+        (["README.md"], "---\nlicense: mit\n---\n# Notes about configs:\n"),
+        (["README.md"], "---\n- configs\n---\n"),
+        (["README.md"], "---\n{configs: \n---\n"),
+        (["train.md", "trained.txt", "data/training.txt", "data/train/notes.md"], ""),
+    ],
+)
+def test_a_folder_of_files_is_not_taken_for_a_hub_data_set(tmp_path: Path, names: list[str], text: str) -> None:
+    for name in ["a.txt", *names]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text if name.endswith(".md") else f"{name}\nand a second line\n")
+    source = Source(source=str(tmp_path))
+    assert not source.has_splits
+    files = sorted(name for name in ["a.txt", *names] if name.endswith(".txt"))
+    assert both_ways(source) == [f"{name}\nand a second line\n" for name in files], "a file is a document"
+
+
+@pytest.mark.parametrize(
+    "name", ["train-00000-of-00001.parquet", "train.csv", "train/0.jsonl", "train_1.json", "data/train.jsonl.zst"]
+)
+def test_the_layout_of_the_hub_shows_in_files_of_the_train_split(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    assert Source(source=str(tmp_path)).has_splits
+
+
+def test_a_card_marks_the_layout_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ndataset_info:\n  features: []\n---\n")
+    assert Source(source=str(tmp_path)).has_splits
+
+
 def test_local_files_are_shards_of_a_stream(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"text {number}")
@@ -111,6 +145,7 @@ def test_missing_files_are_refused_by_both_ways(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"num_documents": 5}, r"data\.num_documents \(5\) must be null unless data\.source \(python-stdlib\) is c-f"),
+        ({"source": "c-functions", "num_documents": 0}, r"data\.num_documents \(0\) must be at least 1; raise it"),
         ({"split": "test"}, r"data\.split \(test\) must not be set where data\.source \(python-stdlib\) has none"),
         ({"source": ["a.txt"], "subset": "x"}, r"data\.subset \(x\) must not be set where data\.source"),
     ],

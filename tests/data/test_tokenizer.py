@@ -88,6 +88,14 @@ def test_training_is_deterministic_and_has_the_size_asked_for() -> None:
     assert fingerprint(train_bpe(TEXTS, 599)) != fingerprint(TOKENIZER)
 
 
+def test_threads_do_not_change_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for parallelism in ("true", "false"):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallelism)
+        again = train_bpe(TEXTS, 600)
+        assert fingerprint(again) == fingerprint(TOKENIZER)
+        assert encode(again, TEXTS) == encode(TOKENIZER, TEXTS)
+
+
 def test_special_tokens_of_the_trained_tokenizer() -> None:
     assert TOKENIZER.bos_token == TOKENIZER.eos_token == TOKENIZER.pad_token == END_OF_TEXT
     assert TOKENIZER.eos_token_id == 0
