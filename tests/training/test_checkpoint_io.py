@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, saved_step
 
 CONTENT = {
     "pathmoe": {},
@@ -155,7 +155,14 @@ def test_code_in_a_checkpoint_is_not_run(protocol: int, tmp_path: Path, capfd: p
     assert capfd.readouterr().out == ""
 
 
+def test_the_step_is_read_alone(tmp_path: Path) -> None:
+    assert saved_step(write(CONTENT | {"global_step": 7}, tmp_path / "last.ckpt")) == 7
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:100])
+    with pytest.raises(ValueError, match="must be a whole checkpoint"):
+        saved_step(tmp_path / "cut.ckpt")
+
+
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "no.ckpt", tmp_path):
-        with pytest.raises(ValueError, match=r"^--ckpt_path \(.*\) must be an existing checkpoint file; look in"):
+        with pytest.raises(ValueError, match=r"^--ckpt_path \(.*\) must be an existing checkpoint, a file or a sha"):
             read_checkpoint(path)
