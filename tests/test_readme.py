@@ -124,6 +124,20 @@ def test_the_tree_is_the_repository() -> None:
     assert set(shown) - files - folders == set(), "README.md's tree names these, and they do not exist"
 
 
+def backticked_paths(markdown: str) -> list[str]:
+    """The paths of the repository, and patterns of such, among the words in backticks."""
+    prose = re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    words = [word for code in re.findall(r"`([^`]+)`", prose) for word in code.split()]
+    is_path = re.compile(r"(?!\.venv/)[\w.*-]+(/[\w./*-]*|\.(md|toml|txt))")
+    return [word for word in words if is_path.fullmatch(word)]
+
+
+def test_the_paths_in_contributing_exist() -> None:
+    paths = backticked_paths((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert {"tests/test_layering.py", "constraints.txt", "configs/routers/*.yaml"} <= set(paths)
+    assert [path for path in paths if not list(ROOT.glob(path))] == []
+
+
 def test_there_are_commands_to_check() -> None:
     assert _readme_commands()
 
@@ -215,6 +229,8 @@ x
     assert [cli_arguments(words) for words in commands(run.lines)] == [["fit", "--x", "1"], None]
     assert cli_arguments(["pathmoe", "fit"]) == ["fit"]
     assert cli_arguments(["cd", "pathmoe"]) is None
+    markdown = "`a/b.py`, `pytest c/*.py -q` `d/`\n```\n`e/`\n```\n`README.md` `.venv/bin/x`, `f.py` `x_TD`, g/h"
+    assert backticked_paths(markdown) == ["a/b.py", "c/*.py", "d/", "README.md"]
     with pytest.raises(AssertionError, match="not a line of the tree"):
         tree_paths(["a.py"])
     with pytest.raises(AssertionError, match="no folder above"):

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("pathmoe", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "triton")
+_PACKAGES = (
+    "pathmoe", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "pyarrow", "triton", "einops",
+    "jsonargparse", "huggingface-hub", "safetensors", "pyyaml", "wandb",
+)  # fmt: skip
 
 
 def provenance() -> dict[str, str | int | bool | None]:
@@ -15,8 +18,10 @@ def provenance() -> dict[str, str | int | bool | None]:
     facts: dict[str, str | int | bool | None] = {name: _version(name) for name in _PACKAGES}
     facts |= {"python": platform.python_version(), "platform": platform.platform(), "threads": torch.get_num_threads()}
     facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
-    facts["git_commit"] = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    # An installed package may lie inside a repository that knows nothing of it, such as that of the user's project.
+    is_tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    facts["git_commit"] = _git("rev-parse", "HEAD") if is_tracked else None
+    changes = _git("status", "--porcelain", "--untracked-files=no") if is_tracked else None
     facts["git_dirty"] = None if changes is None else bool(changes)
     return facts
 

@@ -99,6 +99,22 @@ def test_the_routers_are_those_of_the_table() -> None:
         assert (config.router_rank > 0, config.router_frozen) == (has_rank, is_frozen)
 
 
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_router_after_any_other_is_what_it_is_alone(router: str) -> None:
+    own = {name: yaml.safe_load((config_folder() / f"{name}.yaml").read_text())["model"]["config"] for name in ROUTERS}
+    alone = PathMoEConfig(**own[router]).to_dict()
+    assert {other: PathMoEConfig(**own[other] | own[router]).to_dict() for other in ROUTERS} == dict.fromkeys(
+        ROUTERS, alone
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_steps_bound_a_run_and_epochs_do_not(size: str, command_line: CommandLine) -> None:
+    settings, _ = dry_run(command_line, size)
+    assert settings["trainer"]["max_epochs"] == -1
+    assert settings["trainer"]["max_steps"] > 0
+
+
 @pytest.mark.parametrize("router", ["indep", "path_b4"])
 @pytest.mark.parametrize(
     ("size", "total", "active"), [("pathmoe_0.9b", 0.9e9, 0.37e9), ("pathmoe_16b", 16.2e9, 2.13e9)]

@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import pathmoe.training.provenance as module
 from pathmoe.training.provenance import provenance
@@ -16,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_versions_are_those_that_run() -> None:
     facts = provenance()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {Requirement(line).name for line in project["dependencies"]} <= facts.keys()
     assert facts["torch"] == torch.__version__
     assert facts["transformers"] == version("transformers")
     assert facts["threads"] == torch.get_num_threads()
@@ -30,18 +34,32 @@ def test_the_commit_is_the_sources_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert provenance()["git_dirty"] in (True, False)
 
 
-def test_local_changes_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> None:
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+def make_repository(folder: Path) -> None:
+    """With all that is in the folder as its first commit."""
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=folder, check=True)
 
+
+def test_local_changes_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "provenance.py").write_text("")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "first")
+    make_repository(tmp_path)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "provenance.py"))
     assert provenance()["git_dirty"] is False
     (tmp_path / "provenance.py").write_text("changed")
     assert provenance()["git_dirty"] is True
+
+
+def test_the_repository_around_an_installed_package_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_own.py").write_text("")
+    make_repository(tmp_path)
+    installed = tmp_path / ".venv" / "pathmoe"
+    installed.mkdir(parents=True)
+    (installed / "provenance.py").write_text("")
+    monkeypatch.setattr(module, "__file__", str(installed / "provenance.py"))
+    facts = provenance()
+    assert (facts["git_commit"], facts["git_dirty"]) == (None, None)
 
 
 def test_outside_a_checkout_and_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
