@@ -19,6 +19,8 @@ _TRANSFORMERS_KEYWORDS = {
     "_commit_hash", "_name_or_path", "quantization_config",
 }  # fmt: skip
 
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
 
 def _one_line_type_errors(cls: type["PathMoEConfig"]) -> type["PathMoEConfig"]:
     """Make a strict dataclass say what a key takes in one line of a ValueError, and take 1 for 1.0."""
@@ -102,7 +104,8 @@ class PathMoEConfig(PreTrainedConfig):
     scoring_func: Literal["softmax", "sigmoid"] = "softmax"
     """What turns router logits into scores."""
     norm_topk_prob: bool = True
-    """Whether the chosen experts' weights are scaled to sum to one."""
+    """Whether the chosen experts' weights are scaled to sum to one; with one expert per token the weight is then
+    constant and the router gets no gradient from the cross-entropy, so that training refuses it."""
     routed_scaling_factor: float = 1.0
     """Factor on the chosen experts' weights, after any normalisation."""
     router_noise_std: float = 0.0
@@ -110,7 +113,8 @@ class PathMoEConfig(PreTrainedConfig):
     router_aux_loss_coef: float = 0.0
     """Coefficient of the Switch load-balancing loss, averaged over deciding layers; 0 for none."""
     router_aux_loss_scope: Literal["micro_batch", "global_batch"] = "micro_batch"
-    """Over which tokens that loss counts the experts' load."""
+    """Over which tokens that loss counts the experts' load f, which sums to num_experts_per_tok over the experts: those
+    of the micro-batch, or of all ranks and of all micro-batches of the optimizer step so far (not of those to come)."""
     router_z_loss_coef: float = 0.0
     """Coefficient of the squared log-sum-exp of router logits; 0 for none."""
     router_bias_update_rate: float = 0.0
@@ -151,6 +155,7 @@ class PathMoEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, and refuse what does not fit together."""
         self._refuse_unknown(kwargs)
+        self._check_dtype(kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.intermediate_size is None:
@@ -171,6 +176,12 @@ class PathMoEConfig(PreTrainedConfig):
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else "see PathMoEConfig for the known ones"
                 raise ValueError(f"model.config.{name} ({kwargs[name]!r}) is not a known key; {hint}")
+
+    def _check_dtype(self, kwargs: dict[str, Any]) -> None:
+        # transformers looks any name up in torch.
+        name = self.dtype or kwargs.get("torch_dtype")
+        if isinstance(name, str) and name not in _DTYPES:
+            raise ValueError(f"model.config.dtype ({name}) must be one of {', '.join(_DTYPES)}, null; change it")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -209,7 +220,8 @@ class PathMoEConfig(PreTrainedConfig):
         for name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor", "clip_qkv"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"model.config.{name} ({value}) must be finite and above 0; raise it")
+                remedy = "lower it" if value > 0 else "raise it"
+                raise ValueError(f"model.config.{name} ({value}) must be finite and above 0; {remedy}")
         if self.first_k_dense_replace >= self.num_hidden_layers:
             raise ValueError(
                 f"model.config.first_k_dense_replace ({self.first_k_dense_replace}) must be below "

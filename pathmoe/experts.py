@@ -2,18 +2,59 @@
 
 # Shapes: T tokens, D hidden, E experts, K experts per token, F expert width.
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate, use_experts_implementation
+from transformers.integrations.moe import (
+    ALL_EXPERTS_FUNCTIONS,
+    ExpertsInterface,
+    _default_apply_gate,
+    use_experts_implementation,
+)
 
 from pathmoe.config import PathMoEConfig
 from pathmoe_kernels import expert_mlp
 
 
-@use_experts_implementation
+class _Autocast(ExpertsInterface):
+    """transformers' experts implementations, made to run in the dtype of autocast.
+
+    Grouped GEMMs do not see autocast, and transformers gives them its input in the dtype of the weights: fp32.
+    """
+
+    def get_interface(self, experts_implementation: str, default: Callable) -> Callable:
+        """The implementation of this name, or the default for `eager`."""
+        forward = super().get_interface(experts_implementation, default)
+        return forward if forward is pathmoe_experts_forward else partial(_under_autocast, forward)
+
+
+def _under_autocast(
+    forward: Callable, experts: "Experts", hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    device_type = hidden_states.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return forward(experts, hidden_states, top_k_index, top_k_weights)
+    dtype = torch.get_autocast_dtype(device_type)
+    output_TD = forward(_CastExperts(experts, dtype), hidden_states.to(dtype), top_k_index, top_k_weights)
+    return output_TD.to(hidden_states.dtype)
+
+
+class _CastExperts:
+    """Experts with their weights in another dtype, as far as an experts implementation looks at them."""
+
+    def __init__(self, experts: "Experts", dtype: torch.dtype) -> None:
+        self.experts = experts
+        self.gate_up_proj, self.down_proj = experts.gate_up_proj.to(dtype), experts.down_proj.to(dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.experts, name)
+
+
+@use_experts_implementation(experts_interface=_Autocast())
 class Experts(nn.Module):
     """SwiGLU experts as two 3-D parameters, in the layout that transformers' MoE models share."""
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -21,7 +20,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from pathmoe.attention_mask import document_block_mask
+from pathmoe.attention_mask import attention_bounds
 from pathmoe.balancing import expert_load, sum_over_ranks
 from pathmoe.config import PathMoEConfig
 from pathmoe.experts import Experts
@@ -208,11 +207,11 @@ class PathMoEModel(PathMoEPreTrainedModel):
             past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length)[None]
         # Before a cache is made: beside one, transformers would not look for documents in the positions.
-        mask = self._attention_mask(hidden_states, attention_mask, past_key_values, position_ids)
+        bounds = attention_bounds(self.config, hidden_states, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         attention = {
-            "attention_mask": mask,
+            **bounds,
             "position_embeddings": self.rotary_emb(hidden_states, position_ids),
             "position_ids": position_ids,
             "past_key_values": past_key_values,
@@ -232,19 +231,6 @@ class PathMoEModel(PathMoEPreTrainedModel):
                 routings.append(routing)
         return PathMoEModelOutput(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values, routings=tuple(routings)
-        )
-
-    def _attention_mask(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
-    ) -> Any:
-        if self.config._attn_implementation == "flex_attention" and attention_mask is None and cache is None:
-            return document_block_mask(position_ids.expand(hidden_states.shape[0], -1))
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
         )
 
     def _noise(self, hidden_states: Tensor, noise_seed: int | None, moe_layer: int) -> Tensor | None:
@@ -310,7 +296,11 @@ class PathMoEForCausalLM(PathMoEPreTrainedModel, GenerationMixin):
             loss = cross_entropy = language_model_loss(
                 hidden_states, self.lm_head.weight, shift_labels, num_items_in_batch, full_logits
             )
-            if self.config.router_aux_loss_scope == "global_batch" and self.training:
+            if (
+                self.training
+                and self.config.router_aux_loss_coef
+                and self.config.router_aux_loss_scope == "global_batch"
+            ):
                 balance_load_LE = sum_over_ranks(load_LE) + (0 if earlier_load is None else earlier_load)
             aux_loss, z_loss = routing_losses(deciding, self.config, mask_T, balance_load_LE)
             if aux_loss is not None:

@@ -1,4 +1,4 @@
-"""The MoE layer: route, then dispatch, experts and combine."""
+"""The MoE layer: route, then dispatch, experts and combine, which are one call of transformers' experts interface."""
 
 # Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, P router state width.
 
@@ -11,7 +11,6 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.experts import Experts
-from pathmoe.routers import Router
 from pathmoe.routing import Routing, decide
 
 
@@ -34,27 +33,25 @@ class MoELayer(nn.Module):
         self.register_buffer("selection_bias_E", bias)
 
     def forward(
-        self, x_BSD: Tensor, router: "Router | partial | None", previous: Routing | None, noise_TE: Tensor | None
+        self, x_BSD: Tensor, router: partial | None, previous: Routing | None, noise_TE: Tensor | None
     ) -> tuple[Tensor, Routing]:
         """Output [B, S, D] and the routing it took.
 
         Args:
             x_BSD: [B, S, D] normalised hidden states.
-            router: from hidden states and state to logits and state, for a layer that decides; None for a follower.
+            router: from hidden states and state to logits and state, for a layer that decides, with its slot and the
+                GRU cell bound to it; None for a follower.
             previous: the last decision, which a follower takes over and a recurrent router continues.
             noise_TE: [T, E] noise on the logits.
         """
         x_TD = rearrange(x_BSD, "b s d -> (b s) d")
         routing = self.route(x_TD, router, previous, noise_TE)
-        # The experts interface of transformers takes dispatch, experts and combine in one call.
         y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.expert_weights_TK)
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
         return rearrange(y_TD, "(b s) d -> b s d", b=x_BSD.shape[0]), routing
 
-    def route(
-        self, x_TD: Tensor, router: "Router | partial | None", previous: Routing | None, noise_TE: Tensor | None
-    ) -> Routing:
+    def route(self, x_TD: Tensor, router: partial | None, previous: Routing | None, noise_TE: Tensor | None) -> Routing:
         """This layer's decision, or the previous one where it follows."""
         if router is None:
             assert previous is not None, "the first MoE layer decides"

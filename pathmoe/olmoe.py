@@ -3,6 +3,7 @@
 # Shapes: E experts, D hidden, R rank of a correction.
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,7 +140,7 @@ def _gate(layer: int) -> str:
 
 
 def _refusal(name: str, value: Any, requirement: str) -> str:
-    shown = str(value).lower() if isinstance(value, bool) else value
+    shown = value if isinstance(value, str) else json.dumps(value)
     return (
         f"model.config.{name} ({shown}) must {requirement} for the OLMoE format, which has nothing else; "
         "export with --format pathmoe"

@@ -39,7 +39,7 @@ class Router(nn.Module):
 
 
 class LinearRouter(Router):
-    """logits = x W^T (+ b) (+ (A_l B_l) x with rank R > 0: PathMoE appendix D.1, W_l = W_base + A_l B_l).
+    """logits = x W^T (+ b); with rank R > 0, x (W + A_l B_l)^T (+ b) in layer l (PathMoE appendix D.1).
 
     A starts at zero and B Gaussian, so that training starts from the shared matrix (our choice).
     """

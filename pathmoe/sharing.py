@@ -3,6 +3,7 @@
 Layers here are the MoE layers only, counted from 0; leading dense layers have no router and are left out.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,10 +57,12 @@ def block_lengths(layers_per_block: int | Sequence[int] | None, num_layers: int,
         full, rest = divmod(num_layers, layers_per_block)
         return [layers_per_block] * full + ([rest] if rest else [])
     lengths = list(layers_per_block)
-    if not lengths or min(lengths) < 1 or sum(lengths) != num_layers:
+    if any(length < 1 for length in lengths):
+        raise ValueError(f"{key} ({lengths}) must be block lengths of at least 1; take the others out of the list")
+    if sum(lengths) != num_layers:
         raise ValueError(
-            f"{key} ({lengths}) must be block lengths of at least 1 that sum to the number of MoE layers "
-            f"({num_layers}), but they sum to {sum(lengths)}; change the list, or num_hidden_layers"
+            f"{key} ({lengths}) must be block lengths that sum to the number of MoE layers ({num_layers}), but they "
+            f"sum to {sum(lengths)}; change the list, or model.config.num_hidden_layers"
         )
     return lengths
 
@@ -92,10 +95,11 @@ def sharing_plan(
     for router, its_deciders in enumerate(deciders):
         if not its_deciders:
             layers = [layer for layer, block in enumerate(router_block) if block == router]
+            routers, decisions = json.dumps(layers_per_router), json.dumps(layers_per_decision)
             raise ValueError(
-                f"model.config.layers_per_router ({layers_per_router}) gives router {router} to MoE layers {layers}, "
-                f"none of which decides under model.config.layers_per_decision ({layers_per_decision}), so no layer "
-                "would use it; make every router block hold the first layer of a decision block"
+                f"model.config.layers_per_router ({routers}) gives router {router} to MoE layers {layers}, none of "
+                f"which decides under model.config.layers_per_decision ({decisions}), so no layer would use it; make "
+                "every router block hold the first layer of a decision block"
             )
     return SharingPlan(
         decider_of_layer=tuple(decider_of_layer),

@@ -1,5 +1,6 @@
 """Whether a checkpoint fits the model that is to take it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -36,6 +37,7 @@ def check_architecture(saved: Mapping[str, Any] | None, config: PathMoEConfig) -
         # The size of the bias's step is free; whether there are biases is not.
         same = bool(old) == bool(new) if key == "router_bias_update_rate" else old == new
         if not same:
+            new, old = (value if isinstance(value, str) else json.dumps(value) for value in (new, old))
             raise ValueError(
                 f"model.config.{key} ({new}) must be the checkpoint's ({old}), since it changes the architecture; drop "
                 "the setting, or start another run with --run_dir"

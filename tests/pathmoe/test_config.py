@@ -52,6 +52,10 @@ REFUSED = [
             ("clip_qkv", -8.0),
         ]
     ],
+    ({"clip_qkv": math.inf}, r"clip_qkv \(inf\) must be finite and above 0; lower it"),
+    ({"dtype": "float3"}, r"dtype \(float3\) must be one of float32, bfloat16, float16, float64, null; change it"),
+    ({"dtype": "int8"}, r"dtype \(int8\) must be one of float32, "),
+    ({"torch_dtype": "nn"}, r"dtype \(nn\) must be one of float32, "),
     (
         {"first_k_dense_replace": 8},
         r"first_k_dense_replace \(8\) must be below model\.config\.num_hidden_layers \(8\); ",

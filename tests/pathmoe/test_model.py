@@ -1,4 +1,4 @@
-"""The language model's forward: documents, padding, routing precision, losses, checkpoints, bad numbers."""
+"""The language model's forward: padding, routing precision, losses, checkpoints, bad numbers."""
 
 # Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, K experts per token, L layers.
 
@@ -52,38 +52,6 @@ def next_tokens(input_ids: Tensor) -> Tensor:
 
 def restarting_positions(lengths: list[int]) -> Tensor:
     return torch.cat([torch.arange(length) for length in lengths])[None]
-
-
-@every_router
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@torch.no_grad()
-def test_packed_documents_are_as_if_each_were_alone(router: Path, attention: str) -> None:
-    model = build(router)
-    model.set_attn_implementation(attention)
-    lengths = [5, 1, 7]
-    input_ids = tokens(1, sum(lengths))
-
-    packed = model(input_ids, position_ids=restarting_positions(lengths))
-    alone = [model(document) for document in input_ids.split(lengths, dim=1)]
-    torch.testing.assert_close(packed.logits, torch.cat([output.logits for output in alone], dim=1))
-    for layer, routing in enumerate(packed.routings):
-        expected = [output.routings[layer] for output in alone]
-        assert torch.equal(routing.expert_ids_TK, torch.cat([r.expert_ids_TK for r in expected]))
-        torch.testing.assert_close(routing.logits_TE, torch.cat([r.logits_TE for r in expected]))
-
-
-# The compiler warns while it is imported, and flex attention that it is slow uncompiled. Its backward needs a GPU.
-@pytest.mark.filterwarnings(IMPORTING_INDUCTOR, "ignore:flex_attention called without torch.compile")
-@torch.no_grad()
-def test_flex_attention_bounds_documents_as_a_mask_does() -> None:
-    model = build(num_hidden_layers=2)
-    lengths = [100, 61, 140, 3]
-    input_ids, position_ids = tokens(1, sum(lengths)), restarting_positions(lengths)
-    expected = model(input_ids, position_ids=position_ids).logits
-    model.set_attn_implementation("flex_attention")
-    with torch.compiler.set_stance("force_eager"):
-        actual = model(input_ids, position_ids=position_ids).logits
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])

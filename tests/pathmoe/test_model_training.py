@@ -2,15 +2,18 @@
 
 # Shapes: T tokens, E experts, K experts per token.
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 
@@ -187,3 +190,32 @@ def test_noise_differs_between_layers() -> None:
     correlations = torch.corrcoef(torch.stack([noise_TE.flatten() for noise_TE in noises]))
     assert correlations.fill_diagonal_(0).abs().max() < 0.35
     assert torch.stack(noises).std() == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.fixture
+def _two_ranks() -> Iterator[None]:
+    """torch's own stand-in for a second process: collectives are called and do nothing."""
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_two_ranks")
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # what counts the collectives hooks every module
+@pytest.mark.parametrize(
+    ("scope", "coefficient", "training", "collectives"),
+    [
+        ("global_batch", 0.1, True, 1),
+        ("global_batch", 0.0, True, 0),
+        ("global_batch", 0.1, False, 0),
+        ("micro_batch", 0.1, True, 0),
+    ],
+)
+def test_ranks_talk_only_where_a_loss_needs_their_load(
+    scope: str, coefficient: float, training: bool, collectives: int
+) -> None:
+    model = build(router_aux_loss_scope=scope, router_aux_loss_coef=coefficient).train(training)
+    with CommDebugMode() as communication:
+        output = model(token_ids(), labels=token_ids())
+    assert communication.get_total_counts() == collectives
+    assert output.balance_load is not None

@@ -204,7 +204,7 @@ def test_drops_what_only_training_reads() -> None:
         ("n_shared_experts (2)", {"n_shared_experts": 2}),
         ("first_k_dense_replace (1)", {"first_k_dense_replace": 1}),
         ("layers_per_decision (8)", {"layers_per_decision": 8, "layers_per_router": 8}),
-        ("layers_per_decision (None)", {"layers_per_decision": None, "layers_per_router": None}),
+        ("layers_per_decision (null)", {"layers_per_decision": None, "layers_per_router": None}),
         ("routed_scaling_factor (2.5)", {"routed_scaling_factor": 2.5}),
         ("force_uniform_routing (true)", {"force_uniform_routing": True}),
     ],

@@ -124,8 +124,8 @@ def test_a_decision_block_may_cross_a_router_block() -> None:
     [
         ([2, 6, 8], r"layers_per_router \(\[2, 6, 8\]\) must .* sum to .* \(24\), .* sum to 16; change the list"),
         ([], r"layers_per_router \(\[\]\) must .* \(24\), .* sum to 0; change the list"),
-        ([0, 24], r"layers_per_router \(\[0, 24\]\) must be block lengths of at least 1"),
-        ([25, -1], r"layers_per_router \(\[25, -1\]\) must be block lengths of at least 1"),
+        ([0, 24], r"layers_per_router \(\[0, 24\]\) must be block lengths of at least 1; take the others out"),
+        ([25, -1], r"layers_per_router \(\[25, -1\]\) must be block lengths of at least 1; take the others out"),
         (0, r"layers_per_router \(0\) must be between 1 and the number of MoE layers \(24\); use null"),
         (25, r"layers_per_router \(25\) must be between 1 and the number of MoE layers \(24\); use null"),
     ],
@@ -145,3 +145,5 @@ def test_a_router_that_no_layer_would_use_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=message):
         sharing_plan(8, layers_per_router=2, layers_per_decision=4)
+    with pytest.raises(ValueError, match=r"layers_per_decision \(null\), so no layer would use it"):
+        sharing_plan(8, layers_per_router=2, layers_per_decision=None)
