@@ -15,7 +15,7 @@ class BestCheckpoint(Checkpoint):
     A `ModelCheckpoint` forgets the best loss once the folder of the run has been moved.
 
     Args:
-        path: the file, or the folder of a sharded checkpoint.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:

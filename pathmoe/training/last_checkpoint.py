@@ -5,16 +5,19 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 class LastCheckpoint(Checkpoint):
-    """Replaces one file every so many optimizer steps, and after the last one.
+    """Replaces one file every so many optimizer steps, and after the last one, whatever ends the fit.
 
     A `ModelCheckpoint` would leave out the last steps, or save them once the epoch is over, from where Lightning does
     not go on as it would have. As a `Checkpoint` it runs after all other callbacks, so that their state is in the file.
 
+    A stop that another callback asks for within a step, as `trainer.max_time` does, waits for the end of the step.
+
     Args:
-        path: the file, or the folder of a sharded checkpoint.
+        path: the file.
         every_n_steps: optimizer steps between checkpoints.
     """
 
@@ -24,10 +27,16 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every_n_steps = every_n_steps
         self._save_after_validation = False
+        self._stop_at_end_of_step = False
+        self._saved_step = 0
         self._logged: dict[str, float] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the checkpoint's step again: the first time comes after the checkpoint, and a kill may come between."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the checkpoint's step again: the first time comes after the checkpoint, and a kill may come between.
+
+        A fit that was over already does not come here.
+        """
+        self._saved_step = trainer.global_step
         if self._logged:
             for logger in trainer.loggers:
                 logger.log_metrics({k: v for k, v in self._logged.items() if k != "step"}, int(self._logged["step"]))
@@ -36,21 +45,32 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where a step is complete; after the validation where one follows, so that a resumed run has it too."""
-        step = trainer.global_step
-        complete = batch["micro_batch"] + 1 == trainer.accumulate_grad_batches
-        due = complete and (step % self.every_n_steps == 0 or step == trainer.max_steps)
-        self._save_after_validation = due and _validation_follows(trainer)
-        if not due:
+        if batch["micro_batch"] + 1 < trainer.accumulate_grad_batches:
+            self._stop_at_end_of_step |= trainer.should_stop
+            trainer.should_stop = False
             return
+        trainer.should_stop |= self._stop_at_end_of_step
+        step = trainer.global_step
         self._logged = _logged_figures(trainer) if step % trainer.log_every_n_steps == 0 else {}
-        if not self._save_after_validation:
-            trainer.save_checkpoint(self.path)
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps or _stops(trainer)
+        self._save_after_validation = due and _validation_follows(trainer)
+        if due and not self._save_after_validation:
+            self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what the end of the step has left for now."""
-        if self._save_after_validation:
-            self._save_after_validation = False
-            trainer.save_checkpoint(self.path)
+        """Save what the end of the step has left for now, or where the validation made another callback stop."""
+        if self._save_after_validation or _stops(trainer):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where the fit has ended in a way that could not be foreseen."""
+        if trainer.global_step > self._saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._save_after_validation = False
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged of the step that the checkpoint was written at."""
@@ -65,6 +85,13 @@ def _logged_figures(trainer: Trainer) -> dict[str, float]:
     """This step's row of the log, before Lightning hands it to the loggers."""
     figures = {name: float(value) for name, value in trainer.logged_metrics.items() if not name.startswith("val/")}
     return figures | {"epoch": trainer.current_epoch, "step": trainer.global_step - 1}
+
+
+def _stops(trainer: Trainer) -> bool:
+    """Whether a fit ends with this step because a callback asks for it."""
+    if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        return False
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def _validation_follows(trainer: Trainer) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
@@ -46,7 +47,25 @@ class Count(Callback):
         return {"steps_seen": self.steps_seen, "validations": self.validations}
 
 
-def fit(folder: Path, every_n_steps: int, max_steps: int, **options: Any) -> tuple[Count, PathMoEModule]:
+class Stop(Callback):
+    """Asks once for a stop, as Lightning's Timer does in the first of these hooks and EarlyStopping in the second."""
+
+    def __init__(self, hook: str, step: int, micro_batch: int = 0) -> None:
+        self.at = (step, micro_batch)
+        setattr(self, hook, self._stop)
+        self.micro_batch = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.micro_batch = batch["micro_batch"]
+
+    def _stop(self, trainer: Trainer, *_: Any) -> None:
+        if (trainer.global_step, self.micro_batch) == self.at:
+            trainer.should_stop = True
+
+
+def fit(
+    folder: Path, every_n_steps: int, max_steps: int, *more: Callback, resume: bool = False, **options: Any
+) -> tuple[Count, PathMoEModule]:
     count = Count()
     last = LastCheckpoint(folder / "last.ckpt", every_n_steps)
     settings = {"limit_val_batches": 0, "num_sanity_val_steps": 1} | options
@@ -54,18 +73,17 @@ def fit(folder: Path, every_n_steps: int, max_steps: int, **options: Any) -> tup
         accelerator="cpu",
         devices=1,
         max_steps=max_steps,
-        callbacks=[last, count],  # Lightning puts the checkpoint last itself
+        callbacks=[last, count, *more],  # Lightning puts the checkpoint last itself
         plugins=[AtomicCheckpointIO()],
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **settings,
+        **{"logger": False} | settings,
     )
     module = PathMoEModule(PathMoEConfig(**SHAPE), schedule=ScheduleConfig(name="constant"))
     data = TokenDataModule(
         source="c-functions", num_documents=120, vocab_size=300, sequence_length=32, micro_batch_size=2
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
     return count, module
 
 
@@ -82,6 +100,70 @@ def test_every_so_many_steps_and_after_the_last(
     saved = read_checkpoint(tmp_path / "last.ckpt")
     assert saved["global_step"] == max_steps
     assert all(torch.equal(value, saved["state_dict"][name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("stop", "last", "validate"),
+    [
+        # Within a step, at its end, and before there is one to save; the step that has begun is ended.
+        (Stop("on_train_batch_end", 4, micro_batch=1), 5, True),
+        (Stop("on_train_batch_end", 4, micro_batch=1), 5, False),
+        (Stop("on_train_batch_end", 5, micro_batch=2), 5, True),
+        (Stop("on_train_batch_end", 5, micro_batch=2), 5, False),
+        (Stop("on_train_batch_end", 0), 1, False),
+        (Stop("on_validation_end", 4, micro_batch=2), 4, True),
+        (Stop("on_validation_end", 3, micro_batch=2), 3, True),
+    ],
+)
+def test_a_stop_loses_nothing_and_goes_on_exactly(tmp_path: Path, stop: Stop, last: int, validate: bool) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 3, "limit_val_batches": int(validate)}
+    if validate:
+        options |= {"val_check_interval": 3, "check_val_every_n_epoch": None}
+    (tmp_path / "whole").mkdir()
+    _, whole = fit(tmp_path / "whole", 3, 8, **options)
+    stopped, _ = fit(tmp_path, 3, 8, stop, **options)
+    assert [step for step, _ in stopped.written] == sorted({3, last} & set(range(last + 1)))
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == last
+    resumed, module = fit(tmp_path, 3, 8, resume=True, **options)
+    assert [step for step, _ in resumed.written] == [step for step in (3, 6, 8) if step > last]
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_a_stop_waits_for_the_steps_that_must_be(tmp_path: Path) -> None:
+    count, _ = fit(tmp_path, 3, 8, Stop("on_train_batch_end", 2), min_steps=5, min_epochs=0)
+    assert [step for step, _ in count.written] == [3, 5]
+
+
+def test_the_end_of_the_last_epoch_is_saved(tmp_path: Path) -> None:
+    epochs = {"limit_train_batches": 4, "max_epochs": 2}
+    count, _ = fit(tmp_path, 5, 100, **epochs)
+    assert [step for step, _ in count.written] == [5, 8]
+    count, _ = fit(tmp_path, 5, 100, resume=True, **epochs)
+    assert count.written == [], "it is over"
+
+
+class Log(Logger):
+    """Keeps what it is given."""
+
+    name, version = "log", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.steps.append(step)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def test_the_checkpoints_step_is_logged_again_unless_the_run_is_over(tmp_path: Path) -> None:
+    first, second, third = Log(), Log(), Log()
+    fit(tmp_path, 3, 4, logger=first, log_every_n_steps=1)
+    fit(tmp_path, 3, 6, logger=second, log_every_n_steps=1, resume=True)
+    fit(tmp_path, 3, 6, logger=third, log_every_n_steps=1, resume=True)
+    assert (first.steps, second.steps, third.steps) == ([0, 1, 2, 3], [3, 4, 5], [])
 
 
 def test_other_callbacks_have_seen_the_step(tmp_path: Path) -> None:
