@@ -3,17 +3,21 @@
 # Shapes: B batch, S sequence.
 
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import OlmoeConfig, OlmoeForCausalLM
 
+from pathmoe.config import PathMoEConfig
+from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.muon import ExpertMuon
 from pathmoe.training.optim import CombinedOptimizer, OptimizerConfig, build_optimizer, parameters_per_optimizer
 from pathmoe.training.schedule import ScheduleConfig, build_scheduler
@@ -37,86 +41,92 @@ def tree(shapes: dict[str, tuple[int, ...]]) -> nn.Module:
     return root
 
 
-# Every kind of parameter of the model: its shape, and its (optimizer, decays) under muon.
-HEAD = {
-    "model.embed_tokens.weight": ((VOCABULARY, WIDTH), "AdamW", False),
-    "lm_head.weight": ((VOCABULARY, WIDTH), "AdamW", True),
-    "model.norm.weight": ((WIDTH,), "AdamW", False),
-}
-ATTENTION = {
-    "self_attn.q_proj.weight": ((WIDTH, WIDTH), "Muon", True),
-    "self_attn.o_proj.weight": ((WIDTH, WIDTH), "Muon", True),
-    "self_attn.q_norm.weight": ((WIDTH,), "AdamW", False),
-    "input_layernorm.weight": ((WIDTH,), "AdamW", False),
-}
-FEED_FORWARDS = {
-    "experts": {
-        "mlp.experts.gate_up_proj": ((EXPERTS, 2 * EXPERT_WIDTH, WIDTH), "ExpertMuon", True),
-        "mlp.experts.down_proj": ((EXPERTS, WIDTH, EXPERT_WIDTH), "ExpertMuon", True),
-        "mlp.shared_experts.gate_proj.weight": ((EXPERT_WIDTH, WIDTH), "Muon", True),
-        "mlp.shared_experts.down_proj.weight": ((WIDTH, EXPERT_WIDTH), "Muon", True),
+# Every kind of parameter of the model and of its OLMoE peer, by name without numbers: its optimizer and group under muon.
+KINDS = {
+    "model.embed_tokens.weight": ("AdamW", "no_decay"),
+    "lm_head.weight": ("AdamW", "decay"),
+    "model.norm.weight": ("AdamW", "no_decay"),
+    "model.layers.*.input_layernorm.weight": ("AdamW", "no_decay"),
+    "model.layers.*.post_attention_layernorm.weight": ("AdamW", "no_decay"),
+    **{f"model.layers.*.self_attn.{name}_norm.weight": ("AdamW", "no_decay") for name in "qk"},
+    **{f"model.layers.*.self_attn.{name}_proj.weight": ("Muon", "matrices") for name in "qkvo"},
+    **{f"model.layers.*.self_attn.{name}_proj.bias": ("AdamW", "no_decay") for name in "qkvo"},
+    **{f"model.layers.*.mlp.{name}_proj.weight": ("Muon", "matrices") for name in ("gate", "up", "down")},
+    **{
+        f"model.layers.*.mlp.shared_experts.{name}_proj.weight": ("Muon", "matrices") for name in ("gate", "up", "down")
     },
-    "dense": {
-        "mlp.gate_proj.weight": ((EXPERT_WIDTH, WIDTH), "Muon", True),
-        "mlp.up_proj.weight": ((EXPERT_WIDTH, WIDTH), "Muon", True),
-        "mlp.down_proj.weight": ((WIDTH, EXPERT_WIDTH), "Muon", True),
-    },
-    "olmoe": {
-        "mlp.gate.weight": ((EXPERTS, WIDTH), "AdamW", True),
-        "mlp.experts.down_proj": ((EXPERTS, WIDTH, EXPERT_WIDTH), "ExpertMuon", True),
-    },
+    "model.layers.*.mlp.experts.gate_up_proj": ("ExpertMuon", "gate_up_proj"),
+    "model.layers.*.mlp.experts.down_proj": ("ExpertMuon", "down_proj"),
+    "model.layers.*.mlp.gate.weight": ("AdamW", "decay"),  # the peer's routers
+    "model.routers.*.weight": ("AdamW", "decay"),
+    "model.routers.*.bias": ("AdamW", "no_decay"),
+    "model.routers.*.low_rank_a": ("AdamW", "decay"),
+    "model.routers.*.low_rank_b": ("AdamW", "decay"),
+    "model.routers.*.projection.weight": ("AdamW", "decay"),
+    "model.routers.*.projection.bias": ("AdamW", "no_decay"),
+    "model.routers.*.expert_embedding_PE": ("AdamW", "decay"),
+    "model.routers.*.log_scale": ("AdamW", "no_decay"),
+    "model.routers.*.in_projection.weight": ("AdamW", "decay"),
+    "model.routers.*.out_projection.weight": ("AdamW", "decay"),
+    **{f"model.router_cell.weight_{name}": ("AdamW", "decay") for name in ("ih", "hh")},
+    **{f"model.router_cell.bias_{name}": ("AdamW", "no_decay") for name in ("ih", "hh")},
 }
-ROUTER = {
-    "weight": ((EXPERTS, WIDTH), "AdamW", True),
-    "bias": ((EXPERTS,), "AdamW", False),
-    "lora_a": ((2, EXPERTS, 1), "AdamW", True),
-    "down_proj.weight": ((2, WIDTH), "AdamW", True),
-    "temperature": ((), "AdamW", False),
-}
-CELL = {"model.router_cell.weight_ih": ((9, 3), "AdamW", True), "model.router_cell.bias_ih": ((9,), "AdamW", False)}
-
-Kinds = dict[str, tuple[tuple[int, ...], str, bool]]
 
 
-@st.composite
-def models(draw: st.DrawFn) -> Kinds:
-    kinds: Kinds = dict(HEAD)
-    for layer, kind in enumerate(draw(st.lists(st.sampled_from(sorted(FEED_FORWARDS)), max_size=3))):
-        layer_kinds = ATTENTION | FEED_FORWARDS[kind]
-        kinds |= {f"model.layers.{layer}.{name}": value for name, value in layer_kinds.items()}
-    for router in range(draw(st.integers(0, 2))):
-        names = draw(st.lists(st.sampled_from(sorted(ROUTER)), unique=True))
-        kinds |= {f"model.routers.{router}.{name}": ROUTER[name] for name in names}
-    kinds |= CELL if draw(st.booleans()) else {}
-    prefix = draw(st.sampled_from(["", "model.", "_orig_mod."]))
-    return {prefix + name: value for name, value in kinds.items()}
+def meta_models() -> dict[str, nn.Module]:
+    """The model with each of the shipped routers and with every optional part, and its peer, without their data."""
+    files = sorted((Path(__file__).resolve().parents[2] / "configs" / "routers").glob("*.yaml"))
+    fields = {file.stem: yaml.safe_load(file.read_text())["model"]["config"] for file in files}
+    optional = {"first_k_dense_replace": 1, "n_shared_experts": 1, "attention_bias": True}
+    fields["every optional part"] = optional | {"router_bias": True, "router_rank": 2}
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {name: PathMoEForCausalLM(PathMoEConfig(**own)) for name, own in fields.items()}
+        models["peer"] = OlmoeForCausalLM(OlmoeConfig(num_hidden_layers=2))
+    return models
 
 
-@given(models(), st.data(), st.sampled_from(["adamw", "muon"]))
-def test_every_trainable_parameter_is_in_the_one_right_group(kinds: Kinds, data: st.DataObject, name: str) -> None:
-    model = tree({path: shape for path, (shape, _, _) in kinds.items()}).to("meta")
-    frozen = data.draw(st.sets(st.sampled_from(sorted(set(kinds) - {next(iter(kinds))}))))
-    for path in frozen:
-        model.get_parameter(path).requires_grad = False
-    config = OptimizerConfig(name=name)
-    optimizer = build_optimizer(model, config)
+MODELS = meta_models()
 
+
+def kind_of(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def test_the_kinds_are_those_of_the_models() -> None:
+    assert {kind_of(name) for model in MODELS.values() for name, _ in model.named_parameters()} == set(KINDS)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["", "in a module"])
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+@pytest.mark.parametrize("model_name", MODELS)
+def test_every_trainable_parameter_is_in_the_one_right_group(
+    model_name: str, optimizer_name: Any, wrapped: bool
+) -> None:
+    model = MODELS[model_name]
+    config = OptimizerConfig(name=optimizer_name)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    network = nn.ModuleDict({"model": model}) if wrapped else model  # Lightning's module adds to the names
+    optimizer = build_optimizer(network, config)
     found = {}
     for member in optimizer.members:
         for group in member.param_groups:
+            assert group["weight_decay"] == (0.0 if group["name"] == "no_decay" else config.weight_decay)
+            assert group.get("num_matrices") == {"gate_up_proj": 2, "down_proj": 1}.get(group["name"])
             for parameter in group["params"]:
-                assert id(parameter) not in found
-                found[id(parameter)] = (type(member).__name__, group["weight_decay"], group.get("num_matrices"))
-    expected, counts = {}, {}
-    for path, (_, of_muon, decays) in kinds.items():
-        if path not in frozen:
-            parameter = model.get_parameter(path)
-            member_name = of_muon if name == "muon" else "AdamW"
-            matrices = (2 if "gate_up" in path else 1) if member_name == "ExpertMuon" else None
-            expected[id(parameter)] = (member_name, config.weight_decay if decays else 0.0, matrices)
-            counts[member_name] = counts.get(member_name, 0) + parameter.numel()
+                assert names[id(parameter)] not in found
+                found[names[id(parameter)]] = (type(member).__name__, group["name"])
+
+    expected, counts = {}, Counter[str]()
+    for name, parameter in model.named_parameters():
+        if model_name == "rand" and ".routers." in name:
+            continue  # frozen
+        member_name, group_name = KINDS[kind_of(name)]
+        if optimizer_name == "adamw" and member_name != "AdamW":
+            member_name, group_name = "AdamW", "decay"
+        expected[name] = (member_name, group_name)
+        counts[member_name] += parameter.numel()
     assert found == expected
-    assert parameters_per_optimizer(model, config) == counts
+    assert parameters_per_optimizer(network, config) == counts
     assert [id(group) for group in optimizer.param_groups] == [
         id(group) for member in optimizer.members for group in member.param_groups
     ]
@@ -164,10 +174,17 @@ class TinyMoE(lightning.LightningModule):
     def __init__(self, config: OptimizerConfig, max_steps: int) -> None:
         super().__init__()
         self.config, self.max_steps = config, max_steps
-        shapes = {name: shape for name, (shape, _, _) in HEAD.items()}
-        shapes |= {"q_proj.weight": (WIDTH, WIDTH), "routers.0.weight": (EXPERTS, WIDTH)}
-        shapes |= {name: shape for name, (shape, _, _) in FEED_FORWARDS["experts"].items() if ".experts." in name}
-        self.network = tree(shapes)
+        self.network = tree(
+            {
+                "model.embed_tokens.weight": (VOCABULARY, WIDTH),
+                "lm_head.weight": (VOCABULARY, WIDTH),
+                "model.norm.weight": (WIDTH,),
+                "q_proj.weight": (WIDTH, WIDTH),
+                "routers.0.weight": (EXPERTS, WIDTH),
+                "mlp.experts.gate_up_proj": (EXPERTS, 2 * EXPERT_WIDTH, WIDTH),
+                "mlp.experts.down_proj": (EXPERTS, WIDTH, EXPERT_WIDTH),
+            }
+        )
 
     def training_step(self, batch: Tensor) -> Tensor:
         net = self.network
