@@ -1,7 +1,6 @@
 """The command line: LightningCLI over our module and data, with run folders, saved configs and one-line errors."""
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from pathmoe.training.progress import ProgressBar
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
+from pathmoe.training.trainer_requirements import check_strategy
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
 
@@ -127,9 +127,12 @@ class PathMoECLI(LightningCLI):
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
         except ValueError as error:
             raise ValueError(f"trainer: {error}") from error
+        # Here, and not only when the module is set up, so that one process says it and no other is started.
+        check_strategy(trainer)
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # A checkpoint is never trusted with code.
@@ -186,7 +189,6 @@ def _run(arguments: list[str]) -> None:
         return
     # LightningCLI and the ranks that its strategies start read the command line themselves.
     sys.argv[1:] = expand(arguments)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     PathMoECLI(
         PathMoEModule,
         TokenDataModule,

@@ -1,5 +1,6 @@
 """How an error of the user's reaches the user: one line on stderr, exit status 2."""
 
+import errno
 import re
 import sys
 import traceback
@@ -87,7 +88,7 @@ def fail(message: str) -> NoReturn:
 
 
 def with_one_line_errors(program: Callable[[], None]) -> None:
-    """Run `program`; an error about what the user gave, or about a place that can't be written, ends in one line.
+    """Run `program`; an error about what the user gave, a place on disk or a missing package ends in one line.
 
     A ValueError from anywhere else is a fault of ours or of a library's, and keeps its traceback.
     """
@@ -95,12 +96,30 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
         program()
     except MisconfigurationException as error:
         fail("trainer: " + one_line(str(error)))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        fail(f"{error.filename} can't be used ({error.strerror}); choose another place")
-    except ValueError as error:
-        if not _is_ours(error):
+    except OSError as error:
+        if error.filename is not None:
+            fail(f"{error.filename} can't be used ({error.strerror}); choose another place")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail(f"the disk can't be written to ({error.strerror}); make room, or choose another --run_dir")
+        raise
+    except ImportError as error:
+        if not _is_a_missing_package(error):
             raise
-        fail(re.sub(r"\s+", " ", str(error)))
+        fail(f"{one_line(str(error))}; install the package that has it")
+    except ValueError as error:
+        if _is_ours(error):
+            fail(re.sub(r"\s+", " ", str(error)))
+        # From the parser, which makes the loggers and callbacks that were asked for.
+        refused = re.search(r"Problem with given class_path '(.+)':\s*(.+)", str(error))
+        if refused is None:
+            raise
+        fail(f"class_path ({refused[1]}) can't be used ({refused[2]}); install what it needs, or change it")
+
+
+def _is_a_missing_package(error: ImportError) -> bool:
+    """Whether a package of others is not installed; one that lacks a name is of the wrong version, or our fault."""
+    package = (error.name or "").split(".")[0]
+    return package not in _OUR_PACKAGES and (error.name is None or isinstance(error, ModuleNotFoundError))
 
 
 def _is_ours(error: BaseException) -> bool:

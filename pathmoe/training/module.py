@@ -19,7 +19,9 @@ from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
 from pathmoe.training.last_checkpoint import last_good_checkpoint
 from pathmoe.training.load_metrics import load_metrics
-from pathmoe.training.optim import OptimizerConfig, build_optimizer
+from pathmoe.training.loop_progress import recount_micro_batches
+from pathmoe.training.model_requirements import check_attention_is_installed, check_attention_runs, check_routers_learn
+from pathmoe.training.optim import OptimizerConfig, build_optimizer, learning_rates
 from pathmoe.training.schedule import ScheduleConfig, build_scheduler, check_schedule
 from pathmoe.training.settings import apply_group_settings, check_groups, group_settings
 from pathmoe.training.step_totals import StepTotals
@@ -165,7 +167,7 @@ class PathMoEModule(LightningModule):
         load_LE = self._totals.load()
         if self.config.router_bias_update_rate:
             self._move_selection_biases(load_LE)
-        self._log_step(figures | {"lr": optimizer.param_groups[0]["lr"]}, load_LE)
+        self._log_step(figures | learning_rates(optimizer), load_LE)
 
     def _refuse_what_is_not_finite(self, figures: Mapping[str, float]) -> None:
         for name in ("train/loss", "train/grad_norm"):

@@ -113,6 +113,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> CombinedOptimi
     return CombinedOptimizer([constructors[name](groups) for name, groups in _groups(model, config).items()])
 
 
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """`lr`, AdamW's rate at this step, and under Muon also its `muon_lr`; of an optimizer of `build_optimizer`."""
+    of_adamw = ("decay", "no_decay")
+    return {"lr" if group["name"] in of_adamw else "muon_lr": group["lr"] for group in optimizer.param_groups}
+
+
 def parameters_per_optimizer(model: nn.Module, config: OptimizerConfig) -> dict[str, int]:
     """Number of trainable parameters under each optimizer that `build_optimizer` makes."""
     return {

@@ -42,7 +42,7 @@ FLAGS = [
     (["--ckpt_path"], "--ckpt_path must be followed by a value; add it"),
     # values and combinations
     (["--model.config.num_experts_per_tok", "9"], "model.config.num_experts_per_tok (9) must be at most model.config."),
-    (["--model.config.layers_per_router", "[2, 1]"], "model.config.layers_per_router ([2, 1]) must be block lengths o"),
+    (["--model.config.layers_per_router", "[2, 1]"], "model.config.layers_per_router ([2, 1]) must be block lengths"),
     (
         ["--model.config.layers_per_router", "1", "--model.config.layers_per_decision", "4"],
         "model.config.layers_per_router (1) gives router 1 to MoE layers [1], none of which decides under ",
@@ -275,4 +275,15 @@ def test_validation_of_nothing(command_line: CommandLine, tmp_path: Path) -> Non
 def test_an_unknown_subcommand(arguments: list[str], command_line: CommandLine, tmp_path: Path) -> None:
     ended = command_line(*arguments)
     assert_refused(ended, f"the subcommand ({arguments[0]}) must be one of fit, validate, export; give it first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_that_is_not_installed(fit: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    assert_refused(
+        fit("--config", "tensorboard"),
+        "class_path (lightning.pytorch.loggers.TensorBoardLogger) can't be used (Neither `tensorboard` nor "
+        "`tensorboardX` is available. Try `pip install`ing either.); install what it needs, or change it",
+    )
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,11 @@
 """How an error reaches the user: one line with the key, the value, what is allowed and what to change; status 2."""
 
+import importlib
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -127,6 +129,12 @@ def of_lightning() -> None:
     ("program", "line"),
     [
         (lambda: os.mkdir("/"), "/ can't be used (File exists); choose another place"),
+        (lambda: open("/"), "/ can't be used (Is a directory); choose another place"),  # noqa: SIM115  # it fails
+        (lambda: os.listdir("/no/such"), "/no/such can't be used (No such file or directory); choose another place"),
+        (
+            lambda: importlib.import_module("no_such_package.inner"),
+            "No module named 'no_such_package'; install the package that has it",
+        ),
         (ours, "model.config.num_experts (0) must be at least 1; raise it"),
         (
             ours_in_several_lines,
@@ -151,11 +159,28 @@ def test_the_users_errors_end_in_one_line(
         (lambda: json.loads("{"), ValueError),
         (lambda: torch.zeros(2).view(3), RuntimeError),
         (lambda: PathMoEConfig().no_such_field, AttributeError),
+        (lambda: os.write(10**6, b""), OSError),
+        (lambda: importlib.import_module("pathmoe.no_such_module"), ModuleNotFoundError),
+        (lambda: exec("from json import no_such_name"), ImportError),
     ],
 )
 def test_faults_keep_their_traceback(program: Callable[[], None], error: type[Exception]) -> None:
     with pytest.raises(error):
         with_one_line_errors(program)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no disk that is always full")
+def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def write_checkpoint() -> None:
+        with open("/dev/full", "wb") as file:
+            torch.save({"weights": torch.zeros(10**6)}, file)
+
+    with pytest.raises(SystemExit) as end:
+        with_one_line_errors(write_checkpoint)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the disk can't be written to (No space left on device); make room, or choose another --run_dir\n"
+    )
 
 
 def test_nothing_happens_where_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from pathmoe.training.speed import SpeedMonitor
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "loggers"
 STEPS, ACCUMULATE, LAYERS = 6, 2, 4
+ADAMW = OptimizerConfig(lr=0.01)
 LOSSES = {
     "model": {
         "config": {"router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.01, "router_bias_update_rate": 0.01},
@@ -31,7 +32,7 @@ LOSSES = {
 }
 LOAD_NAMES = ("max_over_mean", "dead_experts", "entropy_bits")
 TRAIN_KEYS = {
-    "lr",
+    *("lr", "muon_lr"),
     *(f"train/{name}" for name in ("loss", "perplexity", "bits_per_byte", "grad_norm", "balance_loss", "z_loss")),
     *(f"train/{name}" for name in ("tokens", "tokens_per_second", "mfu", "peak_memory_gib")),
     *(f"load/{name}" for name in LOAD_NAMES),
@@ -164,7 +165,7 @@ class Norms(Callback):
         self.after.append(self.norm(pl_module))
 
 
-def fit_here(folder: Path, **options: Any) -> tuple[Rows, Norms]:
+def fit_here(folder: Path, optimizer: OptimizerConfig = ADAMW, **options: Any) -> tuple[Rows, Norms]:
     norms = Norms()
     config = PathMoEConfig(
         vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=8,
@@ -183,7 +184,7 @@ def fit_here(folder: Path, **options: Any) -> tuple[Rows, Norms]:
         enable_model_summary=False,
         **{"log_every_n_steps": 1} | options,
     )
-    module = PathMoEModule(config, OptimizerConfig(lr=0.01), schedule)
+    module = PathMoEModule(config, optimizer, schedule)
     data = TokenDataModule(source="c-functions", num_documents=120, vocab_size=300, sequence_length=32)
     trainer.fit(module, datamodule=data)
     return rows(folder / "csv" / "version_0" / "metrics.csv")[0], norms
@@ -204,10 +205,19 @@ def test_the_norm_is_that_before_clipping(tmp_path: Path, algorithm: str | None,
         assert norms.after == norms.before
 
 
-def test_the_rate_is_that_of_the_step_and_utilisation_follows_from_speed(tmp_path: Path) -> None:
-    logged, _ = fit_here(tmp_path)
+def test_the_rates_are_those_of_the_step(tmp_path: Path) -> None:
     schedule = ScheduleConfig(name="wsd", warmup_steps=2, decay_fraction=0.5)
-    assert [row["lr"] for row in logged] == [0.01 * lr_factor(step, STEPS, schedule) for step in range(STEPS)]
+    factors = [lr_factor(step, STEPS, schedule) for step in range(STEPS)]
+    logged, _ = fit_here(tmp_path / "adamw")
+    assert [row["lr"] for row in logged] == [0.01 * factor for factor in factors]
+    assert not any("muon_lr" in row for row in logged)
+    logged, _ = fit_here(tmp_path / "muon", optimizer=OptimizerConfig(name="muon", lr=0.01, muon_lr=0.03))
+    assert [row["lr"] for row in logged] == [0.01 * factor for factor in factors]
+    assert [row["muon_lr"] for row in logged] == [0.03 * factor for factor in factors]
+
+
+def test_utilisation_follows_from_speed(tmp_path: Path) -> None:
+    logged, _ = fit_here(tmp_path)
     flops = {row["train/mfu"] / row["train/tokens_per_second"] for row in logged}
     assert max(flops) == pytest.approx(min(flops), rel=1e-9), "FLOPs a token over the peak: one figure for the run"
     config = PathMoEConfig(
