@@ -11,9 +11,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
+from transformers.modeling_utils import local_torch_dtype
 
 from pathmoe.balancing import sum_over_ranks, update_selection_bias
 from pathmoe.config import PathMoEConfig
+from pathmoe.data.manifest import SplitManifest
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
@@ -25,7 +27,7 @@ from pathmoe.training.optim import OptimizerConfig, build_optimizer, learning_ra
 from pathmoe.training.schedule import ScheduleConfig, build_scheduler, check_schedule
 from pathmoe.training.settings import apply_group_settings, check_groups, group_settings
 from pathmoe.training.step_totals import StepTotals
-from pathmoe.training.trainer_requirements import check_trainer
+from pathmoe.training.trainer_requirements import check_strategy, check_trainer
 
 Batch = Mapping[str, Any]
 _INITIALISATION, _NOISE = 0, 1
@@ -40,10 +42,13 @@ class PathMoEModule(LightningModule):
         optimizer: optimizer and its hyperparameters.
         schedule: the learning rate over the run.
         attn_implementation: attention of transformers; flex and flash bound documents without a dense mask.
-        experts_implementation: `pathmoe` for our kernels, or one of transformers' (`grouped_mm`, `eager`, ...).
+        experts_implementation: `pathmoe` for our kernels, or one of transformers'.
         activation_checkpointing: recompute each layer in backward instead of keeping its activations.
         compile: compile each decoder layer with torch.compile.
         seed: seed of initial weights and router noise; taken from `seed_everything`.
+
+    Raises:
+        ValueError: routers that could not learn, or flash attention that is not installed.
     """
 
     def __init__(
@@ -54,12 +59,14 @@ class PathMoEModule(LightningModule):
         attn_implementation: Literal[
             "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"
         ] = "sdpa",
-        experts_implementation: str = "pathmoe",
+        experts_implementation: Literal["pathmoe", "grouped_mm", "batched_mm", "eager"] = "pathmoe",
         activation_checkpointing: bool = False,
         compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_routers_learn(config)
+        check_attention_is_installed(config, attn_implementation)
         self.config = config
         self.optimizer_config = optimizer
         self.schedule_config = schedule
@@ -73,18 +80,25 @@ class PathMoEModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what training needs before anything is built."""
+        check_strategy(self.trainer)
         if stage == "fit":
             check_trainer(self.trainer)
             check_schedule(self.schedule_config, self.trainer.max_steps)
+        device_type = self.trainer.strategy.root_device.type
+        check_attention_runs(self.attn_implementation, self.trainer.precision, device_type, training=stage == "fit")
 
     def configure_model(self) -> None:
-        """Build the model; its weights depend on the seed alone, whatever was drawn before."""
+        """Build the model in fp32 on the CPU, so that its weights depend on the seed alone.
+
+        Lightning moves and converts it afterwards; built as it would, on the device and in the precision of the run,
+        the same seed would give each of them other weights.
+        """
         if hasattr(self, "model"):
             return
         self.config._attn_implementation = self.attn_implementation
         self.config._experts_implementation = self.experts_implementation
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fold_seed(self.seed, _INITIALISATION))
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), local_torch_dtype(torch.float32):
+            torch.default_generator.manual_seed(fold_seed(self.seed, _INITIALISATION))
             self.model = PathMoEForCausalLM(self.config)
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -188,8 +202,8 @@ class PathMoEModule(LightningModule):
     def _log_step(self, figures: dict[str, float], load_LE: Tensor) -> None:
         loss = figures["train/loss"]
         figures["train/perplexity"] = _perplexity(loss)
-        if bytes_per_target := self._bytes_per_target("train"):
-            figures["train/bits_per_byte"] = loss / math.log(2) / bytes_per_target
+        if split := self._counted("train"):
+            figures["train/bits_per_byte"] = loss / math.log(2) / split.bytes_per_target
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
             figures |= load_metrics(load_LE, self.model.model.sharing.deciding_layers)
         else:
@@ -237,31 +251,36 @@ class PathMoEModule(LightningModule):
         return {"path_ids": path_ids_TL}
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, perplexity and bits per byte over all ranks' batches."""
+        """Log loss and perplexity over all ranks' batches, and bits per byte where these were the whole split."""
         sums = self._nats_and_targets
         nats, num_targets = (sums if self.trainer.world_size == 1 else sum_over_ranks(sums.to(self.device))).tolist()
         loss = nats / max(num_targets, 1)
         figures = {"val/loss": loss, "val/perplexity": _perplexity(loss)}
-        if bytes_per_target := self._bytes_per_target("validation"):
-            figures["val/bits_per_byte"] = loss / math.log(2) / bytes_per_target
+        # Bytes are counted over the whole split, of which trainer.limit_val_batches may have left some out.
+        if (split := self._counted("validation")) and num_targets == split.targets:
+            figures["val/bits_per_byte"] = loss / math.log(2) / split.bytes_per_target
         self._log(figures, sync_dist=True)  # the same on all ranks: Lightning would warn that it can't know
 
-    def _bytes_per_target(self, split: str) -> float | None:
-        """UTF-8 bytes behind one target of a split of the data; None where nobody counted them."""
-        manifest = getattr(self.trainer.datamodule, "manifest", None)
-        counted = getattr(manifest, split, None)
-        return None if counted is None else counted.bytes_per_target
+    def _counted(self, split: str) -> SplitManifest | None:
+        """Counts of a split of the data; None where nobody counted it, or it has no targets."""
+        counted = getattr(getattr(self.trainer.datamodule, "manifest", None), split, None)
+        return counted if counted is not None and counted.targets else None
 
     # --- checkpoints ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's configuration, as plain types."""
-        checkpoint["pathmoe"] = {"config": self.config.to_dict()}
+        """Add the model's configuration, as plain types, and what the counts of micro-batches refer to."""
+        accumulate = self.trainer.accumulate_grad_batches
+        checkpoint["pathmoe"] = {"config": self.config.to_dict(), "accumulate_grad_batches": accumulate}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture or, to go on with training, of another optimizer."""
         check_architecture(checkpoint.get("pathmoe"), self.config)
-        if self.trainer.state.fn == TrainerFn.FITTING and checkpoint.get("optimizer_states"):
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        before, now = checkpoint["pathmoe"]["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
+        recount_micro_batches(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], before, now)
+        if checkpoint.get("optimizer_states"):
             check_groups(
                 checkpoint["optimizer_states"][0]["param_groups"], build_optimizer(self.model, self.optimizer_config)
             )

@@ -1,11 +1,15 @@
 """Trainer settings that would cut a step in two, or need what is not there."""
 
+import json
 from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from pathmoe.training.trainer_requirements import check_trainer
+from pathmoe.config import PathMoEConfig
+from pathmoe.training.module import PathMoEModule
+from pathmoe.training.trainer_requirements import check_strategy, check_trainer
 
 
 def trainer(**settings: Any) -> Trainer:
@@ -47,3 +51,40 @@ def test_refuses_a_validation_within_a_step(value: Any) -> None:
 def test_refuses_an_epoch_that_ends_within_a_step() -> None:
     with pytest.raises(ValueError, match=r"^trainer\.limit_train_batches \(7\) must be a multiple of .* \(3\)"):
         check_trainer(trainer(accumulate_grad_batches=3, limit_train_batches=7))
+
+
+def test_refuses_a_validation_every_so_many_epochs() -> None:
+    check_trainer(trainer(check_val_every_n_epoch=1))
+    message = r"^trainer\.check_val_every_n_epoch \(2\) must be null or 1, .*; set trainer\.val_check_interval$"
+    with pytest.raises(ValueError, match=message):
+        check_trainer(trainer(check_val_every_n_epoch=2))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_find_unused_parameters_true"])
+def test_takes_one_device_and_ddp(strategy: str) -> None:
+    check_strategy(trainer(strategy=strategy))
+
+
+class LikeDeepSpeed(DDPStrategy):
+    """A strategy that shards, of a type derived from DDP's."""
+
+
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy, LikeDeepSpeed])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_refuses_strategies_that_shard(strategy: type, stage: str) -> None:
+    module = PathMoEModule(PathMoEConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
+    module.trainer = trainer(strategy=strategy())
+    with pytest.raises(ValueError, match=rf"^trainer\.strategy \({strategy.__name__}\) must be auto or ddp: .*;"):
+        module.setup(stage)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_the_command_line_refuses_them_before_it_starts_other_processes(
+    command: str, command_line: Any, mini: Any, finished_run: Any
+) -> None:
+    given = {"fit": ["--config", "tiny", "--config", mini], "validate": ["--ckpt_path", finished_run.folder]}
+    strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
+    ended = command_line(command, *given[command], "--trainer.strategy", strategy, "--trainer.devices", "2")
+    assert (ended.status, ended.out) == (2, "")
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: trainer.strategy (ModelParallelStrategy) must be auto or ddp")
