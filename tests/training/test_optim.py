@@ -41,7 +41,7 @@ def tree(shapes: dict[str, tuple[int, ...]]) -> nn.Module:
     return root
 
 
-# Every kind of parameter of the model and of its OLMoE peer, by name without numbers: its optimizer and group under muon.
+# Every kind of parameter of the model and of its OLMoE peer, by name without numbers: optimizer and group under muon.
 KINDS = {
     "model.embed_tokens.weight": ("AdamW", "no_decay"),
     "lm_head.weight": ("AdamW", "decay"),
