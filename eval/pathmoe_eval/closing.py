@@ -12,14 +12,13 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from pathmoe.training.export import export_model
-from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
+from pathmoe.training.export import check_export_folder, export_model
+from pathmoe.training.run_folder import LAST_CHECKPOINT, SUMMARY_FILE, write_text_atomically
 from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
 from pathmoe_eval.agreement import AdjacentCounts
 from pathmoe_eval.paths import PathCounts
 from pathmoe_eval.sample import sample_text
 
-SUMMARY_FILE = "summary.json"
 EXPORT_FOLDER = "export"
 
 _WIDTH = 80
@@ -30,7 +29,8 @@ class ClosingReport(Callback):
     """Logs path statistics of every validation, and closes a fit with what came of it.
 
     `val/path_entropy_bits` and `val/adjacent_agreement` are over the validation tokens of all ranks. The close is an
-    export, a text sample, a summary file, and a table on the terminal.
+    export, a text sample, a summary file, and a table on the terminal, all of the last step's weights: a validation
+    follows the last step, whatever the interval between validations.
 
     Args:
         prompt: what the text sample goes on from.
@@ -42,6 +42,25 @@ class ClosingReport(Callback):
         self.sample_tokens = sample_tokens
         self._validation: dict[str, float] = {}
         self._has_trained = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse now what the export would refuse at the end."""
+        check_export_folder(Path(trainer.default_root_dir) / EXPORT_FOLDER)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remove the summary of an earlier end, which was of other weights; a run that is complete has no batch."""
+        if not self._has_trained and trainer.is_global_zero:
+            (Path(trainer.default_root_dir) / SUMMARY_FILE).unlink(missing_ok=True)
+        self._has_trained = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Forget the validation of the weights before; have one follow the last step."""
+        self._validation = {}
+        if trainer.global_step == trainer.max_steps:
+            # Lightning validates before it stops.
+            trainer.should_stop = True
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting paths."""
@@ -88,18 +107,14 @@ class ClosingReport(Callback):
             if name in trainer.callback_metrics and not trainer.sanity_checking:
                 self._validation[name] = float(trainer.callback_metrics[name])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that there is something new to close with; a run that was complete already does not come here."""
-        self._has_trained = True
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, sample, write the summary and print; a run that was complete already prints what it wrote."""
         if not trainer.is_global_zero:
             return
         run_folder = Path(trainer.default_root_dir)
         summary_file = run_folder / SUMMARY_FILE
-        # Killed between its last checkpoint and this, a run has trained all it should, and has no summary.
-        if self._has_trained or not summary_file.is_file():
+        # A run that was killed between its last checkpoint and this has no summary, though nothing is left to train.
+        if not summary_file.is_file():
             summary = self._validation | _training_figures(trainer, pl_module)
             tokenizer = trainer.datamodule.tokenizer
             export_model(pl_module.model, tokenizer, run_folder / EXPORT_FOLDER)
@@ -108,11 +123,11 @@ class ClosingReport(Callback):
         print(closing_table(json.loads(summary_file.read_text(encoding="utf-8")), run_folder))
 
     def state_dict(self) -> dict[str, Any]:
-        """The last validation, so that a run that is resumed at its end can close with it."""
+        """The validation of the weights at hand, if any, so that a run that is resumed at its end closes with it."""
         return {"validation": self._validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's last validation."""
+        """Go on from a checkpoint's validation."""
         self._validation = state_dict["validation"]
 
 
@@ -137,6 +152,7 @@ def _training_figures(trainer: Trainer, pl_module: LightningModule) -> dict[str,
         "steps": trainer.global_step,
         "tokens": speed.tokens,
         "seconds": speed.seconds,
+        "wall_seconds": speed.wall_seconds,
         "tokens_per_second": speed.tokens / max(speed.seconds, 1e-9),
         "peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
     }
@@ -153,6 +169,7 @@ def closing_table(summary: dict[str, Any], run_folder: Path) -> str:
             "tokens per second",
             f"{summary['tokens_per_second']:,.0f} ({summary['tokens']:,} in {summary['seconds']:,.0f} s)",
         ),
+        ("wall time", f"{summary['wall_seconds']:,.0f} s with validations and checkpoints"),
         ("peak memory", f"{summary['peak_memory_gib']:.2f} GiB"),
         ("checkpoint", str(run_folder / LAST_CHECKPOINT)),
         ("exported model", str(run_folder / EXPORT_FOLDER)),
@@ -182,7 +199,8 @@ def _agreement(summary: dict[str, Any]) -> str:
     if "val/adjacent_agreement" not in summary:
         return ""
     chance = summary["val/adjacent_agreement_by_chance"]
-    return f"{summary['val/adjacent_agreement']:.1%} (by chance {chance:.1%})"
+    shared = summary["val/adjacent_mutual_information_bits"]
+    return f"{summary['val/adjacent_agreement']:.1%} (by chance {chance:.1%}), {shared:z.2f} bits shared"
 
 
 def _indented(text: str) -> str:

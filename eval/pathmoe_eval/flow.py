@@ -5,7 +5,6 @@
 
 # Shapes: N tokens, L layers, E experts.
 
-import argparse
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from pathmoe.config import PathMoEConfig
-from pathmoe.training.errors import with_one_line_errors
+from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe.training.open_run import open_run, run_name
+from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.agreement import adjacent_agreement
 from pathmoe_eval.paths import path_entropy
 
@@ -36,15 +36,23 @@ class Flow:
 
 
 def record_paths(run: str, num_blocks: int) -> Flow:
-    """Top-1 paths of the first validation blocks of a run."""
+    """Top-1 paths of the first validation blocks of a run, of all blocks where it has fewer.
+
+    Args:
+        run: as for `open_run`.
+        num_blocks: at least 1.
+
+    Raises:
+        ValueError: see `open_run`.
+    """
     model, data = open_run(run)
+    num_blocks = min(num_blocks, len(data.validation_blocks))
     path_ids = []
-    for batch in data.val_dataloader():
+    for start in range(0, num_blocks, data.micro_batch_size):
+        batch = data.validation_blocks.batch(np.arange(start, min(start + data.micro_batch_size, num_blocks)))
         with torch.inference_mode():
             output = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         path_ids.append(torch.stack([routing.expert_ids_TK[:, 0] for routing in output.routings], dim=-1))
-        if len(path_ids) * batch["input_ids"].shape[0] >= num_blocks:
-            break
     config: PathMoEConfig = model.config
     return Flow(run_name(run), torch.cat(path_ids).numpy(), config.num_experts, config.sharing.router_of_layer)
 
@@ -128,13 +136,16 @@ def _nodes(flow: Flow, x_L: NDArray[np.floating], layer: int) -> str:
 
 def main() -> None:
     """Record the runs' paths and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="+", required=True, help="Run folders or checkpoints.")
+    parser = OneLineParser(prog="python -m pathmoe_eval.flow", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=str, nargs="+", required=True, help="Run folders or checkpoints.")
     parser.add_argument("--out", type=Path, required=True, help="SVG file to write.")
     parser.add_argument("--blocks", type=int, default=128, help="Validation blocks to record.")
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(flow_svg([record_paths(run, options.blocks) for run in options.runs]), encoding="utf-8")
+    if options.blocks < 1:
+        fail(f"--blocks ({options.blocks}) must be at least 1; raise it")
+    if options.out.is_dir():
+        fail(f"--out ({options.out}) must be a file, not a folder; name the SVG file to write")
+    write_text_atomically(options.out, flow_svg([record_paths(run, options.blocks) for run in options.runs]))
     print(f"wrote {options.out}")
 
 

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from transformers import OlmoeForCausalLM
 from pathmoe.bench.peer import build_peer
 from pathmoe.data import TokenDataModule
 from pathmoe.training.errors import with_one_line_errors
-from pathmoe.training.open_run import open_run
+from pathmoe.training.open_run import open_run, read_summary
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
 from pathmoe.training.provenance import provenance
 from pathmoe.training.schedule import ScheduleConfig, lr_factor
@@ -74,8 +73,8 @@ def main() -> None:
         "--lrs", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3], help="The peer's learning rates."
     )
     options = parser.parse_args()
+    summary = read_summary(options.run, needed="val/bits_per_byte")
     model, data = open_run(options.run)
-    summary = json.loads((Path(options.run) / "summary.json").read_text())
     seconds = summary["seconds"]
     print(json.dumps(provenance(), indent=2))
     print(f"ours: {summary['val/bits_per_byte']:.4f} bits per byte after {summary['steps']} steps, {seconds:.0f} s")

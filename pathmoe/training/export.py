@@ -1,10 +1,10 @@
 """Export of a checkpoint as a Hugging Face folder: ours, or unrolled into a standard OLMoE."""
 
+import copy
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,9 @@ from pathmoe.training.errors import OneLineParser
 from pathmoe.training.run_folder import resolve_checkpoint, saved_tokenizer
 
 ExportFormat = Literal["pathmoe", "olmoe"]
+
+EXPORT_MARK = "pathmoe_export.txt"
+"""File in each export that lists the others: what makes the folder one of ours, which may be replaced."""
 
 
 def load_model(checkpoint: Path) -> PathMoEForCausalLM:
@@ -35,42 +38,77 @@ def load_model(checkpoint: Path) -> PathMoEForCausalLM:
 def export_model(
     model: PathMoEForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, export_format: ExportFormat = "pathmoe"
 ) -> None:
-    """Write model (safetensors), config and tokenizer into `folder`, which is whole or not there.
+    """Write model (safetensors), config and tokenizer into `folder`, which at any moment is whole or not there.
 
     Args:
-        model: what to export.
-        tokenizer: written beside it; its special tokens go into the model's and the generation's configuration.
+        model: what to export; it is left as it is.
+        tokenizer: written beside it; its special tokens go into the export's configurations.
         folder: new, or an earlier export, which is replaced.
         export_format: `pathmoe`, for `import pathmoe`, or `olmoe`, for whatever serves `OlmoeForCausalLM`.
 
     Raises:
         ValueError: a router that OLMoE has no form for, or a folder that holds something else.
     """
-    if folder.exists() and not _is_empty_or_export(folder):
-        raise ValueError(f"--out ({folder}) must be new, or the folder of an earlier export; choose another")
-    exported: PreTrainedModel = to_olmoe(model) if export_format == "olmoe" else model
+    check_export_folder(folder)
+    exported: PreTrainedModel = to_olmoe(model) if export_format == "olmoe" else copy.copy(model)
+    exported.config = copy.deepcopy(exported.config)
+    exported.generation_config = copy.deepcopy(exported.generation_config)
     for settings in (exported.config, exported.generation_config):
         settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    # In generation alone: in the model's configuration it would take a row of the embedding out of further training.
+    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    exported.generation_config.pad_token_id = pad_token_id
+
+    def write(new: Path) -> None:
+        exported.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        (new / EXPORT_MARK).write_text("\n".join(sorted(_content(new))) + "\n", encoding="utf-8")
+
+    _replace_folder(folder.resolve(), write)
+
+
+def check_export_folder(folder: Path) -> None:
+    """Refuse to replace anything but an earlier export.
+
+    Raises:
+        ValueError: `folder` is a file, or a folder that holds what no export has written.
+    """
+    mark = folder / EXPORT_MARK
+    ours = [EXPORT_MARK, *mark.read_text(encoding="utf-8").splitlines()] if mark.is_file() else []
+    foreign = next((name for name in _content(folder) if name not in ours), None)
+    if foreign or folder.is_file():
+        found = f"holds {foreign}" if foreign else "is a file"
+        raise ValueError(
+            f"{folder} must be new, or hold an earlier export and nothing else, but {found}; move that away, or choose "
+            "another folder to export to"
+        )
+
+
+def _content(folder: Path) -> Iterator[str]:
+    return (str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a new folder, and rename it to `folder`; if that fails, what was there stays."""
+    # One name, so that what a killed process left is cleared away by the next.
+    beside = folder.with_name(f".{folder.name}.partial")
+    _clear(beside, folder)
     try:
-        exported.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        beside.chmod(0o755)
+        (beside / "new").mkdir(parents=True)
+        write(beside / "new")
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+            os.replace(folder, beside / "old")
+        os.replace(beside / "new", folder)
+    finally:
+        _clear(beside, folder)
 
 
-def _is_empty_or_export(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return not names or {"config.json", "generation_config.json", "tokenizer_config.json"} <= names
+def _clear(beside: Path, folder: Path) -> None:
+    """Remove the folder `beside`; put back the old one if it was taken away and no new one has come."""
+    if (beside / "old").exists() and not folder.exists():
+        os.replace(beside / "old", folder)
+    if beside.exists():
+        shutil.rmtree(beside)
 
 
 def export_command(arguments: Sequence[str]) -> None:

@@ -41,19 +41,28 @@ class SpeedMonitor(Callback):
 
     Speed is that of training, waiting for data included, since the last time it was logged, on all ranks together;
     validation and checkpoints do not count. `seconds` and `tokens` sum over the whole run, parts before a resume
-    included.
+    included; so does `wall_seconds`, in which validation and checkpoints count too.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.tokens = 0
+        self._earlier_wall_seconds = 0.0
+        self._started: float | None = None
         self._window_seconds = 0.0
         self._window_tokens = 0
         self._peak_flops = float("nan")
         self._clock: float | None = None
 
+    @property
+    def wall_seconds(self) -> float:
+        """Time since training started; of the parts before a resume, up to the checkpoint."""
+        here = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._earlier_wall_seconds + here
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what utilisation is measured against."""
+        self._started = time.perf_counter()
         half = "bf16" in str(trainer.precision)
         dtype = torch.bfloat16 if half else torch.float32
         self._peak_flops = peak_flops_per_second(pl_module.device, dtype) * trainer.world_size
@@ -98,8 +107,9 @@ class SpeedMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Totals for the checkpoint."""
-        return {"seconds": self.seconds, "tokens": self.tokens}
+        return {"seconds": self.seconds, "tokens": self.tokens, "wall_seconds": self.wall_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's totals."""
         self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]
+        self._earlier_wall_seconds = state_dict["wall_seconds"]

@@ -46,3 +46,11 @@ def test_a_run_that_is_not_there_ends_in_one_line() -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "no/such/run" in ended.stderr
+
+
+def test_a_run_that_has_not_ended_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    command = [sys.executable, "-m", "pathmoe.bench.quality", "--run", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {tmp_path}/summary.json must be there") and ended.stderr.count("\n") == 1

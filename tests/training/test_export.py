@@ -1,6 +1,5 @@
-"""The export: a Hugging Face folder that computes what the checkpoint does, ours or OLMoE's, whole or not there."""
+"""The export: a Hugging Face folder that computes what the checkpoint does, ours or OLMoE's."""
 
-import json
 import os
 import subprocess
 import sys
@@ -32,6 +31,16 @@ assert not any(name.split(".")[0].startswith("pathmoe") for name in sys.modules)
 with torch.inference_mode():
     logits = model(input_ids=torch.arange(5, 29).view(2, 12)).logits
 torch.save({"logits": logits, "ids": tokenizer.encode("alpha beta")}, sys.argv[2])
+"""
+
+# What someone with this project does with an exported model.
+IMPORTED = """
+import sys, torch
+import pathmoe
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+    torch.save(model(input_ids=torch.arange(5, 29).view(2, 12)).logits, sys.argv[2])
 """
 
 
@@ -72,7 +81,7 @@ def test_an_export_computes_what_the_checkpoint_does(
     assert isinstance(exported, pathmoe.PathMoEForCausalLM)
     checkpoint = load_model(finished_run.folder / (ckpt_path or "last.ckpt"))
     assert torch.equal(logits_of(exported), logits_of(checkpoint))
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors"}
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".txt"}
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -152,37 +161,58 @@ def test_what_olmoe_has_no_form_for_is_refused_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_earlier_export_is_replaced(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    export_model(build(), tokenizer, tmp_path / "out")
-    export_model(build(), tokenizer, tmp_path / "out", "olmoe")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "olmoe"
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+@pytest.mark.parametrize("export_format", ["pathmoe", "olmoe"])
+def test_every_token_of_an_export_can_be_trained_on(
+    export_format: ExportFormat, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    export_model(build(), tokenizer, tmp_path / "out", export_format)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").train()
+    input_ids = torch.tensor([[tokenizer.eos_token_id, 5, 7, 5]])
+    model(input_ids=input_ids, labels=input_ids).loss.backward()
+    trained = model.model.embed_tokens.weight.grad.abs().sum(dim=-1).nonzero().flatten().tolist()
+    assert trained == sorted({5, 7, tokenizer.eos_token_id})
 
 
-@pytest.mark.parametrize("name", ["file", "work", "project"])
-def test_what_is_no_export_is_not_replaced(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for folder, file in (("work", "notes.txt"), ("project", "config.json")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / file).write_text("mine")
-    with pytest.raises(
-        ValueError, match=rf"^--out \(.*/{name}\) must be new, or the folder of an earlier export; choo"
-    ):
-        export_model(build(), tokenizer, tmp_path / name)
-    assert [path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == ["mine"] * 3
+@pytest.mark.parametrize("export_format", ["pathmoe", "olmoe"])
+def test_an_export_generates_from_prompts_of_several_lengths(
+    export_format: ExportFormat, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    export_model(build(), tokenizer, tmp_path / "out", export_format)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    pad_token_id = model.generation_config.pad_token_id
+    assert pad_token_id is not None
+    prompts = [[5, 9, 200, 31, 77], [42, 7]]
+    padded = torch.tensor([prompts[0], [pad_token_id] * 3 + prompts[1]])
+    mask = torch.tensor([[1] * 5, [0] * 3 + [1] * 2])
+    both = model.generate(padded, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    for prompt, row in zip(prompts, both, strict=True):
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        assert torch.equal(row[-6:], alone[0, -6:])
 
 
-def test_an_export_that_fails_leaves_the_earlier_one(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("export_format", ["pathmoe", "olmoe"])
+def test_the_model_that_is_exported_is_left_as_it_is(
+    export_format: ExportFormat, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = build().train()
+    before = model.config.to_dict(), model.generation_config.to_dict()
+    export_model(model, tokenizer, tmp_path / "out", export_format)
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before
+    assert model.training
+
+
+@pytest.mark.slow
+def test_importing_pathmoe_is_all_that_loading_an_export_takes(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     model = build()
     export_model(model, tokenizer, tmp_path / "out")
-    monkeypatch.setattr(type(tokenizer), "save_pretrained", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        export_model(build(num_experts=8), tokenizer, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits_of(model))
+    outside = subprocess.run(
+        [sys.executable, "-I", "-c", IMPORTED, tmp_path / "out", tmp_path / "result"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert outside.returncode == 0, outside.stderr
+    assert torch.equal(torch.load(tmp_path / "result", weights_only=True), logits_of(model))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +227,10 @@ def test_an_export_that_fails_leaves_the_earlier_one(
         ),
         (["--ckpt_path", "x", "--out", "y"], "--ckpt_path (x) must be an existing checkpoint, a file or a sharded f"),
         (["--ckpt_path", "last", "--out", "y"], "--ckpt_path (last) must name a run, but runs holds no */last.ckpt; "),
-        (["--ckpt_path", "{run}", "--out", "{run}"], "--out ({run}) must be new, or the folder of an earlier export; "),
+        (
+            ["--ckpt_path", "{run}", "--out", "{run}"],
+            "{run} must be new, or hold an earlier export and nothing else, but ",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

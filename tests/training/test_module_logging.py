@@ -28,7 +28,12 @@ LOSSES = {
     "model": {
         "config": {"router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.01, "router_bias_update_rate": 0.01},
     },
-    "trainer": {"max_steps": STEPS, "accumulate_grad_batches": ACCUMULATE, "val_check_interval": 6},
+    "trainer": {
+        "max_steps": STEPS,
+        "accumulate_grad_batches": ACCUMULATE,
+        "val_check_interval": 6,
+        "limit_val_batches": 1.0,
+    },
 }
 LOAD_NAMES = ("max_over_mean", "dead_experts", "entropy_bits")
 TRAIN_KEYS = {

@@ -88,6 +88,8 @@ def test_a_part_of_the_split_is_its_first_batches() -> None:
     loss, expected_TL = directly(measured, blocks, first)
     assert metrics["val/loss"] == pytest.approx(loss, rel=1e-6)
     assert torch.equal(paths_TL, expected_TL)
+    # Nobody has counted the bytes of a part, and those of the split are of another mean.
+    assert metrics.keys() == {"val/loss", "val/perplexity"}
 
 
 def test_followers_take_the_path_of_their_decider() -> None:

@@ -45,7 +45,11 @@ class Run:
         self.monitor = SpeedMonitor()
         self.monitor._peak_flops = 1e9
         self.trainer: Any = SimpleNamespace(
-            world_size=2, accumulate_grad_batches=accumulate, log_every_n_steps=log_every_n_steps, global_step=0
+            world_size=2,
+            accumulate_grad_batches=accumulate,
+            log_every_n_steps=log_every_n_steps,
+            global_step=0,
+            precision="32-true",
         )
         self.logged: list[dict[str, float]] = []
         self.module: Any = SimpleNamespace(
@@ -95,6 +99,23 @@ def test_large_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     run.monitor.tokens = 2**40
     run.step(waiting=0, seconds=1)
     assert run.logged[-1]["train/tokens"] == 2**40 + 60
+
+
+def test_wall_time_is_all_of_it_also_over_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    first, second = Run(clock), Run(clock)
+    # A clock that stands still can't time a matrix product.
+    monkeypatch.setattr("pathmoe.training.speed.peak_flops_per_second", lambda *_: 1e9)
+    first.monitor.on_train_start(first.trainer, first.module)
+    first.step(waiting=1, seconds=2)
+    clock.now += 30  # a validation
+    saved = first.monitor.state_dict()
+    clock.now += 1000  # killed, and started again later
+    second.monitor.load_state_dict(saved)
+    assert second.monitor.wall_seconds == pytest.approx(1 + 2 + 30)
+    second.monitor.on_train_start(second.trainer, second.module)
+    second.step(waiting=1, seconds=2)
+    assert second.monitor.wall_seconds == pytest.approx(1 + 2 + 30 + 1 + 2)
 
 
 class Totals(Callback):
