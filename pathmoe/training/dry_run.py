@@ -11,8 +11,10 @@ from pathmoe.counts import flops_per_token, parameter_counts, training_bytes
 from pathmoe.data import TokenDataModule
 from pathmoe.data.order import BatchGeometry
 from pathmoe.model import PathMoEForCausalLM
+from pathmoe.training.model_requirements import check_attention_runs, check_routers_learn
 from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
 from pathmoe.training.schedule import ScheduleConfig, check_schedule
+from pathmoe.training.trainer_requirements import check_trainer_settings, full_precision
 
 
 def dry_run_report(resolved: Mapping[str, Any]) -> str:
@@ -34,12 +36,17 @@ def dry_run_report(resolved: Mapping[str, Any]) -> str:
         world_size=_world_size(resolved["trainer"]),
     )
     TokenDataModule(**resolved["data"], vocab_size=config.vocab_size).check_global_batch(geometry)
+    check_trainer_settings(resolved["trainer"])
+    check_routers_learn(config)
+    precision = full_precision(resolved["trainer"]["precision"])
+    accelerator = resolved["trainer"]["accelerator"]
+    check_attention_runs(resolved["model"]["attn_implementation"], precision, accelerator, training=True)
     check_schedule(ScheduleConfig(**resolved["model"]["schedule"]), resolved["trainer"]["max_steps"])
     counts = parameter_counts(config)
     length = resolved["data"]["sequence_length"]
     flops = flops_per_token(config, length)
     blocks = geometry.global_batch_size
-    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(resolved["trainer"]["precision"], torch.float32)
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     memory = training_bytes(config, optimizer.name, weight_dtype=dtype, state_dtype=dtype)
     rows = [
         ("parameters", f"{counts.total:,} ({_short(counts.total)})"),

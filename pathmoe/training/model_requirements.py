@@ -48,7 +48,7 @@ def check_attention_runs(attn_implementation: str, precision: str, device_type: 
     Args:
         attn_implementation: attention of transformers.
         precision: that of Lightning's trainer.
-        device_type: "cpu" or the accelerator's.
+        device_type: "cpu" or an accelerator's; anything else where it is not known yet.
         training: whether there will be a backward.
 
     Raises:

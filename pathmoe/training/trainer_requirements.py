@@ -1,9 +1,14 @@
 """What training needs of Lightning's trainer, checked before anything is built or written."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+_SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+_INTERVALS = ("val_check_interval", "limit_train_batches")
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -14,11 +19,14 @@ def check_strategy(trainer: Trainer) -> None:
     """
     # Exact types: DeepSpeed's strategy, for one, is a DDPStrategy too.
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
-        name = type(trainer.strategy).__name__
-        raise ValueError(
-            f"trainer.strategy ({name}) must be auto or ddp: sharded training is not supported yet; change it, and use "
-            "bf16-mixed, activation checkpointing or a smaller data.micro_batch_size where memory is short"
-        )
+        raise ValueError(_no_sharding(type(trainer.strategy).__name__))
+
+
+def _no_sharding(name: str) -> str:
+    return (
+        f"trainer.strategy ({name}) must be auto or ddp: sharded training is not supported yet; change it, and use "
+        "bf16-mixed, activation checkpointing or a smaller data.micro_batch_size where memory is short"
+    )
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -28,22 +36,51 @@ def check_trainer(trainer: Trainer) -> None:
         ValueError: half precision that would need a loss scale, a validation that would never come, or an interval that
             would cut an optimizer step.
     """
-    if trainer.precision not in _PRECISIONS:
+    keys = ("precision", "check_val_every_n_epoch", "accumulate_grad_batches")
+    intervals = {key: getattr(trainer, key, "a duration") for key in _INTERVALS}  # which Lightning keeps elsewhere
+    _check({key: getattr(trainer, key) for key in keys} | intervals)
+
+
+def check_trainer_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse the same, of a trainer that is not built.
+
+    Args:
+        settings: the trainer's arguments, as plain types.
+
+    Raises:
+        ValueError: as `check_strategy` and `check_trainer`.
+    """
+    strategy = settings["strategy"]
+    name = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[-1]
+    if name not in ("auto", "SingleDeviceStrategy", "DDPStrategy") and not name.startswith("ddp"):
+        raise ValueError(_no_sharding(name))
+    _check({**settings, "precision": full_precision(settings["precision"])})
+
+
+def full_precision(precision: str | int | None) -> str:
+    """Lightning's full name of a precision that may be given by a short one."""
+    return _SHORT_PRECISIONS.get(str(precision), str(precision))
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    precision = settings["precision"]
+    if precision not in _PRECISIONS:
         raise ValueError(
-            f"trainer.precision ({trainer.precision}) must be one of {', '.join(_PRECISIONS)}; use bf16-mixed, which "
-            "needs no loss scale"
+            f"trainer.precision ({precision}) must be one of {', '.join(_PRECISIONS)}; use bf16-mixed, which needs no "
+            "loss scale"
         )
-    every_n_epochs = trainer.check_val_every_n_epoch
+    every_n_epochs = settings["check_val_every_n_epoch"]
     if every_n_epochs is not None and every_n_epochs > 1:
         raise ValueError(
             f"trainer.check_val_every_n_epoch ({every_n_epochs}) must be null or 1, as the stream of blocks has no "
             "epochs to count; set trainer.val_check_interval"
         )
-    accumulate = trainer.accumulate_grad_batches
-    for key in ("val_check_interval", "limit_train_batches"):
-        value = getattr(trainer, key, "a duration")  # which Lightning keeps elsewhere
-        # Neither 1.0, the whole of an endless stream, nor its other spelling None cuts anything.
-        if value not in (None, 1.0) and accumulate > 1 and (not isinstance(value, int) or value % accumulate):
+    accumulate = settings["accumulate_grad_batches"]
+    for key in _INTERVALS:
+        value = settings[key]
+        # Neither 1.0, the whole of an endless stream, nor its other spelling None cuts anything; the number 1 does.
+        whole = value is None or (isinstance(value, float) and value == 1.0)
+        if not whole and accumulate > 1 and (not isinstance(value, int) or value % accumulate):
             raise ValueError(
                 f"trainer.{key} ({value}) must be a multiple of trainer.accumulate_grad_batches ({accumulate}), as it "
                 "counts micro-batches and may not cut an optimizer step; change one of them"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 CommandLine = Callable[..., Any]
@@ -34,6 +35,12 @@ FLAGS = [
         ["--model.config.layers_per_router", "x"],
         "model.config.layers_per_router (x) must be of type int or list[int] o",
     ),
+    (["--model.config.dtype", "float3"], "model.config.dtype (float3) must be one of float32, bfloat16, float16, "),
+    (
+        ["--model.experts_implementation", "megablocks"],
+        "model.experts_implementation (megablocks) must be one of 'pathmoe', 'grouped_mm', 'batched_mm', 'eager'; ch",
+    ),
+    (["--model.attn_implementation", "flash"], "model.attn_implementation (flash) must be one of 'sdpa', 'eager', 'fl"),
     (["--model.optimizer.lr", "fast"], "model.optimizer.lr (fast) must be of type float; change it"),
     (["--data.sequence_length", "long"], "data.sequence_length (long) must be of type int; change it"),
     (["--trainer.precision", "7"], "trainer.precision (7) must be one of 64, 32, 16, 'transformer-engine'"),
@@ -46,6 +53,11 @@ FLAGS = [
     (
         ["--model.config.layers_per_router", "1", "--model.config.layers_per_decision", "4"],
         "model.config.layers_per_router (1) gives router 1 to MoE layers [1], none of which decides under ",
+    ),
+    (["--model.config.num_experts_per_tok", "1"], "model.config.norm_topk_prob (true) must be false with model.config"),
+    (
+        ["--model.attn_implementation", "flex_attention"],
+        "model.attn_implementation (flex_attention) must be sdpa or eager to train on a CPU, where flex attention has",
     ),
     (["--model.optimizer.lr", "-1"], "model.optimizer.lr (-1.0) must be above 0 and finite"),
     (
@@ -77,6 +89,13 @@ FLAGS = [
 def test_flags(flags: list[str], line: str, fit: CommandLine, tmp_path: Path) -> None:
     assert_refused(fit(*flags), line)
     assert [path for path in tmp_path.rglob("*") if path != tmp_path / "runs"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="flash attention may be there")
+def test_flash_attention_that_is_not_installed(fit: CommandLine, tmp_path: Path) -> None:
+    flags = ["--model.attn_implementation", "flash_attention_2", "--trainer.precision", "bf16-mixed"]
+    assert_refused(fit(*flags), "model.attn_implementation (flash_attention_2) can't be used here (")
+    assert list(tmp_path.iterdir()) == []
 
 
 FILES = [
@@ -217,7 +236,7 @@ CHANGES = [
     ),
     (
         ["--config", "omni"],
-        "model.config.layers_per_router (None) must be the checkpoint's (4), since it changes the a",
+        "model.config.layers_per_router (null) must be the checkpoint's (4), since it changes the a",
     ),
     (
         ["--data.micro_batch_size", "4"],

@@ -131,12 +131,6 @@ def test_paper_scale_has_the_papers_parameters(
     assert routers == width * experts * (depth if router == "indep" else depth // 4)
 
 
-def test_paper_scale_attention_makes_no_dense_mask() -> None:
-    for size in ("pathmoe_0.9b", "pathmoe_16b"):
-        settings = yaml.safe_load((config_folder() / f"{size}.yaml").read_text())
-        assert settings["model"]["attn_implementation"] in ("flex_attention", "flash_attention_2")
-
-
 def test_names_are_unique() -> None:
     stems = [Path(name).stem for name in shipped("**/*.yaml")]
     assert len(stems) == len(set(stems)), "so that --config NAME finds each"

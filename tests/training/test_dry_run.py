@@ -25,8 +25,18 @@ def resolved(**changes: Any) -> dict[str, Any]:
             "precision": "32-true",
             "devices": "auto",
             "num_nodes": 1,
+            "accelerator": "auto",
+            "strategy": "auto",
+            "check_val_every_n_epoch": None,
+            "val_check_interval": None,
+            "limit_train_batches": None,
         },
-        "model": {"config": dict(CONFIG), "optimizer": {"name": "muon"}, "schedule": {"name": "cosine"}},
+        "model": {
+            "config": dict(CONFIG),
+            "optimizer": {"name": "muon"},
+            "schedule": {"name": "cosine"},
+            "attn_implementation": "sdpa",
+        },
         "data": {"sequence_length": 128, "micro_batch_size": 2},
     }
     for key, value in changes.items():
@@ -85,6 +95,14 @@ def test_tokens_of_a_step_are_those_of_all_ranks(devices: Any, ranks: int) -> No
     assert numbers(report, "tokens per step")[0] == 2 * ranks * 3 * 2 * 128
 
 
+@pytest.mark.parametrize(
+    ("short", "full"), [(64, "64-true"), ("32", "32-true"), ("bf16", "bf16-mixed"), (None, "32-true")]
+)
+def test_a_short_name_of_a_precision_is_that_precision(short: Any, full: str) -> None:
+    reports = [dry_run_report(resolved(trainer__precision=precision)) for precision in (short, full)]
+    assert numbers(reports[0], "bytes of weights") == numbers(reports[1], "bytes of weights")
+
+
 def test_half_precision_weights_are_half_as_large() -> None:
     whole = dry_run_report(resolved())
     half = dry_run_report(resolved(trainer__precision="bf16-true"))
@@ -106,8 +124,40 @@ def test_half_precision_weights_are_half_as_large() -> None:
             {"data__streaming": True},
             r"^data\.tokenizer \(train-bpe\) must be a folder .* with data\.streaming \(true\)",
         ),
+        ({"trainer__precision": 16}, r"^trainer\.precision \(16-mixed\) must be one of .*; use bf16-mixed"),
+        ({"trainer__val_check_interval": 7}, r"^trainer\.val_check_interval \(7\) must be a multiple of .* \(3\)"),
+        ({"trainer__val_check_interval": "00:01:00"}, r"^trainer\.val_check_interval \(00:01:00\) must be a multiple"),
+        ({"trainer__limit_train_batches": 0.5}, r"^trainer\.limit_train_batches \(0\.5\) must be a multiple of"),
+        ({"trainer__check_val_every_n_epoch": 2}, r"^trainer\.check_val_every_n_epoch \(2\) must be null or 1"),
+        ({"trainer__strategy": "fsdp"}, r"^trainer\.strategy \(fsdp\) must be auto or ddp"),
+        (
+            {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
+            r"^trainer\.strategy \(ModelParallelStrategy\) must be auto or ddp",
+        ),
+        ({"model__config__num_experts_per_tok": 1}, r"^model\.config\.norm_topk_prob \(true\) must be false with"),
+        ({"model__attn_implementation": "flash_attention_2"}, r"^model\.attn_implementation .* trainer\.precision"),
+        (
+            {"model__attn_implementation": "flex_attention", "trainer__accelerator": "cpu"},
+            r"^model\.attn_implementation \(flex_attention\) must be sdpa or eager to train on a CPU",
+        ),
     ],
 )
 def test_what_the_run_would_be_refused_for(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dry_run_report(resolved(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trainer__val_check_interval": 6, "trainer__limit_train_batches": 9},
+        {"trainer__val_check_interval": 1.0},
+        {"trainer__strategy": "ddp_find_unused_parameters_true"},
+        {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy"}},
+        {"model__attn_implementation": "flash_attention_2", "trainer__precision": "bf16"},
+        {"model__attn_implementation": "flex_attention"},
+    ],
+    ids=str,
+)
+def test_what_the_run_would_take(change: dict[str, Any]) -> None:
+    assert numbers(dry_run_report(resolved(**change)), "parameters")

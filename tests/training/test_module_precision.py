@@ -22,7 +22,7 @@ SHAPE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "moe_intermediate_size": 8,
+    "moe_intermediate_size": 24,  # so that no other matrix has the shape of an expert's
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "router_bias_update_rate": 1e-3,
@@ -60,7 +60,10 @@ class Dtypes(Callback):
 
 
 class ExpertGemms(torch.utils._python_dispatch.TorchDispatchMode):
-    """Dtypes that the experts' op is given, and its GEMMs run in."""
+    """Dtypes of the operands of every GEMM with an expert's matrix."""
+
+    GEMMS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten._grouped_mm.default)
+    MATRICES = ({16, 48}, {16, 24})
 
     def __init__(self, dtypes: set[torch.dtype]) -> None:
         super().__init__()
@@ -70,11 +73,18 @@ class ExpertGemms(torch.utils._python_dispatch.TorchDispatchMode):
         if func is torch.ops.pathmoe.expert_mlp.default:
             x_TD, _weights, gate_up_EGD, down_EDF = args[:4]
             self.dtypes |= {x_TD.dtype, gate_up_EGD.dtype, down_EDF.dtype}
+        elif func in self.GEMMS and any(set(matrix.shape[-2:]) in self.MATRICES for matrix in args[:2]):
+            self.dtypes |= {matrix.dtype for matrix in args[:2]}
         return func(*args, **kwargs or {})
 
 
 def fit(
-    precision: Any = "32-true", compiled: bool = False, callbacks: tuple[Callback, ...] = (), num_hidden_layers: int = 2
+    precision: Any = "32-true",
+    compiled: bool = False,
+    callbacks: tuple[Callback, ...] = (),
+    num_hidden_layers: int = 2,
+    experts: Any = "pathmoe",
+    optimizer: Any = "muon",
 ) -> PathMoEModule:
     trainer = Trainer(
         accelerator="cpu",
@@ -91,7 +101,9 @@ def fit(
     )
     schedule = ScheduleConfig(name="constant")
     config = PathMoEConfig(**SHAPE | {"num_hidden_layers": num_hidden_layers})
-    module = PathMoEModule(config, OptimizerConfig(name="muon", lr=0.01), schedule, compile=compiled)
+    module = PathMoEModule(
+        config, OptimizerConfig(name=optimizer, lr=0.01), schedule, compile=compiled, experts_implementation=experts
+    )
     data = TokenDataModule(source="c-functions", num_documents=120, vocab_size=300, sequence_length=32)
     trainer.fit(module, datamodule=data)
     return module
@@ -115,14 +127,29 @@ def test_bf16_trains_as_fp32_does_up_to_rounding(precision: str) -> None:
 @pytest.mark.parametrize(
     ("precision", "weights"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16), ("32-true", torch.float32)]
 )
-def test_routing_is_fp32_and_expert_gemms_are_not(precision: str, weights: torch.dtype) -> None:
+@pytest.mark.parametrize("experts", ["pathmoe", "grouped_mm", "batched_mm", "eager"])
+def test_routing_is_fp32_and_expert_gemms_are_not(experts: str, precision: str, weights: torch.dtype) -> None:
     dtypes = Dtypes()
     with ExpertGemms(dtypes.gemms):
-        module = fit(precision, callbacks=(dtypes,))
+        module = fit(precision, callbacks=(dtypes,), experts=experts, optimizer="adamw")  # Muon's own GEMMs are in bf16
     assert dtypes.routing == {torch.float32}
     assert dtypes.gemms == {torch.float32 if precision == "32-true" else torch.bfloat16}
     assert dtypes.gradients == {weights}
     assert {parameter.dtype for parameter in module.parameters()} == {weights}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_initial_weights_are_the_same_numbers_in_every_precision(precision: str) -> None:
+    class Initial(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: PathMoEModule) -> None:
+            self.weights = {name: parameter.detach().clone() for name, parameter in pl_module.named_parameters()}
+
+    full, other = Initial(), Initial()
+    fit(callbacks=(full,))
+    torch.manual_seed(1)  # whatever was drawn before
+    fit(precision, callbacks=(other,))
+    for name, weight in full.weights.items():
+        assert torch.equal(other.weights[name], weight.to(other.weights[name].dtype)), name
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])

@@ -40,7 +40,7 @@ def test_takes_intervals_of_whole_steps(settings: dict[str, Any]) -> None:
     check_trainer(trainer(**settings))
 
 
-@pytest.mark.parametrize("value", [7, "00:00:10:00"])
+@pytest.mark.parametrize("value", [1, 7, "00:00:10:00"])
 def test_refuses_a_validation_within_a_step(value: Any) -> None:
     settings: dict[str, Any] = {"val_check_interval": value, "check_val_every_n_epoch": None}
     message = r"^trainer\.val_check_interval \(.*\) must be a multiple of trainer\.accumulate_grad_batches \(3\)"
