@@ -15,8 +15,9 @@ end in `\\` go on; `#` starts a comment.
 - Other programs must be among OTHER_PROGRAMS.
 
 Runs. The commands of a `bash` block right after the line `<!-- test: run -->` are executed instead, one after the
-other, in such a folder of the block's own, with OVERRIDES after each `fit`; each must exit with 0. At least one block
-must be so marked, and it holds nothing but commands of `train.py` or `pathmoe`.
+other, in such a folder of the block's own, with OVERRIDES after each `fit`; each must exit with 0, whether or not
+`make train` has been there. At least one block must be so marked, and it holds nothing but commands of `train.py` or
+`pathmoe`.
 """
 
 import importlib.util
@@ -179,10 +180,23 @@ def test_there_are_commands_to_run() -> None:
     assert _run_blocks(), "README.md marks no block with <!-- test: run -->"
 
 
+def make_train_command() -> list[str]:
+    """What `make train` runs."""
+    result = subprocess.run(["make", "-n", "train"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = [line for line in result.stdout.splitlines() if "train.py" in line]
+    return shlex.split(line)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", _run_blocks(), ids=lambda block: block.lines[0])
-def test_the_marked_commands_run(block: Block, checkout: Path) -> None:
-    for words in commands(block.lines):
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize("is_trained", [False, True], ids=["in an empty folder", "after make train"])
+@pytest.mark.parametrize("block", _run_blocks(), ids=lambda block: " ".join(commands(block.lines)[0]))
+def test_the_marked_commands_run(block: Block, is_trained: bool) -> None:
+    words_of_all = commands(block.lines)
+    if is_trained:
+        # What the other commands read is the same then.
+        words_of_all = [make_train_command(), *(words for words in words_of_all if "fit" in words)]
+    for words in words_of_all:
         arguments = cli_arguments(words)
         assert arguments, f"only the training command line is run here, not {words}"
         overrides = OVERRIDES if arguments[0] == "fit" else []

@@ -57,7 +57,7 @@ class PathMoECLI(LightningCLI):
             help="A checkpoint with its settings: its path, its run's folder, or last or best of the run.",
         )
         parser.add_argument(
-            "--run_dir", type=str, default="runs/run", help="Folder of the run; from the configs' names."
+            "--run_dir", type=str, default="runs/run", help="Folder of the run; from configs and flags."
         )
         parser.add_argument("--dry_run", action="store_true", help="Print what the run would be, and exit.")
         parser.add_argument(
