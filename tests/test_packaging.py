@@ -1,6 +1,7 @@
 """What an installation brings: declared and pinned dependencies, the right files in the wheel, the command."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -84,12 +86,19 @@ def test_every_import_is_declared() -> None:
     assert not undeclared, f"pyproject.toml does not declare what provides {undeclared}"
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_packages_and_the_configs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_and_the_configs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {
@@ -101,6 +110,35 @@ def test_the_wheel_holds_the_packages_and_the_configs(tmp_path: Path) -> None:
     configs = {f"pathmoe/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
     assert configs
     assert packed == modules | configs
+
+
+@pytest.mark.slow
+def test_an_installed_command_finds_the_shipped_configs(wheel: Path, tmp_path: Path) -> None:
+    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(installed)]
+    environment = os.environ | {"PYTHONPATH": str(installed), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    def run(*command: str | Path) -> str:
+        result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    run(*pip, wheel)
+    script = "from importlib.util import find_spec as f; print(*[f(name).origin for name in %r], sep='\\n')"
+    names = [folder.name for folder in PACKAGE_FOLDERS]
+    origins = run(sys.executable, "-c", script % names).splitlines()
+    assert origins == [str(installed / name / "__init__.py") for name in names], (
+        "those of the wheel, not of this checkout"
+    )
+
+    printed = run(
+        sys.executable, installed / "bin" / "pathmoe", "fit", "--config", "tiny", "--config", "path_b4", "--dry_run"
+    )
+    settings = yaml.safe_load(printed.partition("\n\n")[0])
+    assert settings["model"]["config"]["layers_per_router"] == 4
+    assert "tokens per step" in printed
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_the_command_is_installed() -> None:
