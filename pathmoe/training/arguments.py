@@ -12,6 +12,9 @@ from pathmoe.training.run_folder import (
     saved_config,
 )
 
+_OF_THE_RUN = ("model", "data", "seed_everything")
+_OF_THE_MACHINE = ("data.cache_dir", "data.num_workers")
+
 
 def option_values(arguments: Sequence[str], *options: str) -> list[str]:
     """The values that an option has on the command line, as `--option value` and `--option=value`."""
@@ -60,7 +63,21 @@ def _run_folder(arguments: Sequence[str], configs: Sequence[str], ckpt_path: str
         return Path(explicit[-1])
     if ckpt_path in ("last", "best") and not configs:
         return newest_run_folder()
-    return default_run_folder(configs)
+    return default_run_folder(configs, _overrides(arguments))
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """The flags that say what is trained, with their values: a run with others is another run.
+
+    Those of the trainer say how long and where, which may change while a run goes on.
+    """
+    overrides = {}
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        key = option.removeprefix("--")
+        if option != key and key.split(".")[0] in _OF_THE_RUN and key not in _OF_THE_MACHINE:
+            overrides[key] = value if equals else "".join(arguments[position + 1 : position + 2])
+    return overrides
 
 
 def _with_found_configs(arguments: Sequence[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """The folder of a run: where its checkpoints, configuration and logs lie, and how a name stands for one of them."""
 
 import fcntl
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
@@ -13,11 +15,28 @@ LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 RUNS = Path("runs")
 
+_LONGEST_LABEL = 80
 
-def default_run_folder(config_files: Sequence[str | Path]) -> Path:
-    """`runs/` and the names of the configuration files: runs/tiny-path_b4 for tiny.yaml and routers/path_b4.yaml."""
-    names = [Path(file).stem for file in config_files if Path(file).name != CONFIG_FILE]
-    return RUNS / ("-".join(names) or "run")
+
+def default_run_folder(config_files: Sequence[str | Path], overrides: Mapping[str, str] | None = None) -> Path:
+    """`runs/` and the names of the configuration files, then the settings that override them, by their dotted keys.
+
+    runs/tiny-path_b4 for tiny.yaml and routers/path_b4.yaml; with layers_per_router set to 2 it goes on
+    -layers_per_router=2. Settings that a file name can't hold end in a hash that tells them apart.
+    """
+    names = [Path(file).stem for file in config_files if Path(file).name != CONFIG_FILE] or ["run"]
+    return RUNS / "-".join([*names, *([_label(overrides)] if overrides else [])])
+
+
+def _label(overrides: Mapping[str, str]) -> str:
+    short = {re.sub(r"^(model\.config|model|data)\.", "", key): value for key, value in sorted(overrides.items())}
+    # A list without its brackets and blanks still looks like one.
+    values = [re.sub(r"[][ ]", "", value) if value.startswith("[") else value for value in short.values()]
+    settings = "-".join(f"{key}={value}" for key, value in zip(short, values, strict=True))
+    safe = re.sub(r"[^\w.,=-]+", "_", settings, flags=re.ASCII)
+    if safe == settings and len(safe) <= _LONGEST_LABEL:
+        return safe
+    return f"{safe[: _LONGEST_LABEL - 9]}-{hashlib.sha256(str(short).encode()).hexdigest()[:8]}"
 
 
 def newest_run_folder(runs: Path = RUNS) -> Path:

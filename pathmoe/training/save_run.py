@@ -49,6 +49,7 @@ class SaveRun(Callback):
         write_text_atomically(self.run_folder / PROVENANCE_FILE, json.dumps(facts, indent=2) + "\n")
         trainer.datamodule.tokenizer.save_pretrained(self.run_folder / TOKENIZER_FOLDER)
         print(trainer.datamodule.manifest.summary())
+        print(f"run: {self.run_folder}, {f'goes on from {trainer.ckpt_path}' if trainer.ckpt_path else 'new'}")
         text = yaml.safe_dump(self.resolved_config, sort_keys=False)
         write_text_atomically(self.run_folder / CONFIG_FILE, text)
 

@@ -45,10 +45,32 @@ def test_option_values_are_those_that_argparse_sees(arguments: list[str]) -> Non
 def test_configs_are_found_and_name_the_run() -> None:
     assert expand(["fit", "--config", "tiny", "-c", "routers/path_b4", "--data.seed_x", "1"]) == [
         *["fit", "--config", TINY, "-c", PATH_B4, "--data.seed_x", "1"],
-        *["--run_dir", "runs/tiny-path_b4"],
+        *["--run_dir", "runs/tiny-path_b4-seed_x=1"],
     ]
     assert expand(["fit", "--config=tiny"]) == ["fit", f"--config={TINY}", "--run_dir", "runs/tiny"]
     assert expand(["fit"]) == ["fit", "--run_dir", "runs/run"]
+
+
+def test_flags_that_say_what_is_trained_name_the_run_too() -> None:
+    def name(*flags: str) -> str:
+        return Path(expand(["fit", *flags, "--config", "tiny"])[-1]).name
+
+    assert name("--model.config.layers_per_router", "2") == name("--model.config.layers_per_router=2")
+    assert name("--model.config.layers_per_router", "2") == "tiny-layers_per_router=2"
+    assert name("--seed_everything=1", "--data.source", "c-functions") == "tiny-source=c-functions-seed_everything=1"
+    assert name("--model.config.num_experts", "4", "--model.config.num_experts", "8") == "tiny-num_experts=8"
+    # These may change while a run goes on.
+    assert name("--trainer.max_steps", "9", "--data.num_workers=2", "--checkpoint_every_n_steps", "5") == "tiny"
+    assert name("--data.cache_dir", "/tmp", "--dry_run", "--print_config") == "tiny"
+
+
+def test_last_is_that_of_the_run_with_the_same_flags() -> None:
+    make_run("tiny", "last.ckpt")
+    flags = ["fit", "--config", "tiny", "--model.config.layers_per_router", "2"]
+    assert option_values(expand([*flags, "--ckpt_path", "last"]), "--ckpt_path") == [], "there is none yet"
+    run_folder = make_run("tiny-layers_per_router=2", "last.ckpt")
+    assert option_values(expand([*flags, "--ckpt_path", "last"]), "--ckpt_path") == [f"{run_folder}/last.ckpt"]
+    assert option_values(expand([*flags, "--ckpt_path", "runs/tiny"]), "--run_dir") == ["runs/tiny"]
 
 
 def test_the_run_folder_that_is_given_wins() -> None:

@@ -67,13 +67,16 @@ def test_validation_takes_other_settings(finished_run: Any, command_line: Comman
 
 
 def test_last_starts_anew_where_nothing_is_and_goes_on_where_something_is(fit: CommandLine, tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "tiny-path_b4-mini"
+    folder = tmp_path / "runs" / "tiny-path_b4-mini-schedule.name=constant"
     goes_on = ["--ckpt_path", "last", "--trainer.callbacks", "null"]
-    assert fit(*goes_on, "--trainer.max_steps", "2", "--model.schedule.name", "constant").status == 0
+    ended = fit(*goes_on, "--trainer.max_steps", "2", "--model.schedule.name", "constant")
+    assert ended.status == 0
+    assert f"\nrun: {folder.relative_to(tmp_path)}, new\n" in ended.out
     assert step(folder / "last.ckpt") == 2
     first = column(folder, "train/loss")
     ended = fit(*goes_on, "--model.schedule.name", "constant")
     assert (ended.status, ended.err) == (0, "")
+    assert f"{folder.name}, goes on from runs/{folder.name}/last.ckpt\n" in ended.out
     assert step(folder / "last.ckpt") == 4
     assert len(first) == 2
     assert column(folder, "train/loss")[:2] == first

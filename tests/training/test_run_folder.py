@@ -1,6 +1,7 @@
 """The folder of a run: what its names stand for, whose it is, and what is never written into it by halves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,31 @@ def runs(tmp_path: Path) -> Path:
 )
 def test_a_run_is_named_after_its_configs(files: list[str], name: str) -> None:
     assert default_run_folder(files) == Path("runs") / name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ({}, r"tiny"),
+        ({"model.config.layers_per_router": "2"}, r"tiny-layers_per_router=2"),
+        ({"seed_everything": "1", "model.optimizer.lr": "1e-3"}, r"tiny-optimizer\.lr=1e-3-seed_everything=1"),
+        ({"model.config.layers_per_router": "[2, 6]"}, r"tiny-layers_per_router=2,6"),
+        ({"data.source": "../texts/*.txt"}, r"tiny-source=\.\._texts_\.txt-[0-9a-f]{8}"),
+        ({"data.source": "/" + "x" * 300}, r"tiny-source=_x{63}-[0-9a-f]{8}"),
+        ({"data.text_key": "ä\n\x00'\""}, r"tiny-text_key=_-[0-9a-f]{8}"),
+    ],
+)
+def test_what_overrides_the_configs_is_in_the_name(overrides: dict[str, str], label: str, tmp_path: Path) -> None:
+    folder = default_run_folder(["configs/tiny.yaml"], overrides)
+    assert folder.parent == Path("runs")
+    assert re.fullmatch(label, folder.name)
+    assert folder == default_run_folder(["configs/tiny.yaml"], dict(reversed(overrides.items())))
+    (tmp_path / folder).mkdir(parents=True)
+
+
+def test_settings_that_look_alike_in_a_name_are_told_apart() -> None:
+    values = ["a/b", "a_b", "a b", "ab", "x" * 100, "x" * 101]
+    assert len({default_run_folder([], {"data.source": value}) for value in values}) == len(values)
 
 
 def test_the_newest_run_is_the_one_whose_checkpoint_was_written_last(runs: Path, tmp_path: Path) -> None:
