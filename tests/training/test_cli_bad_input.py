@@ -172,10 +172,9 @@ def test_a_tokenizer_that_is_too_large(finished_run: Any, fit: CommandLine, tmp_
 def test_a_folder_that_holds_another_run(name: str, fit: CommandLine, run_copy: Path) -> None:
     (run_copy / {"last.ckpt": "best.ckpt", "best.ckpt": "last.ckpt"}[name]).unlink()
     before = contents(run_copy)
-    go_on = f"--ckpt_path {name.removesuffix('.ckpt')}"
     assert_refused(
         fit("--run_dir", run_copy),
-        f"--run_dir ({run_copy}) must not hold another run; go on with it by {go_on}, or choose another --run_dir",
+        f"--run_dir ({run_copy}) must not hold another run; go on with it by --ckpt_path last, or choose another --run",
     )
     assert contents(run_copy) == before
 
