@@ -1,16 +1,18 @@
 """Command-line arguments before they are parsed: shipped configs by name, and the saved config of a checkpoint."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pathmoe.training.config_files import SAID_ONCE, find_config
 from pathmoe.training.run_folder import (
-    LAST_CHECKPOINT,
     default_run_folder,
+    has_checkpoint,
     newest_run_folder,
     resolve_checkpoint,
     saved_config,
 )
+from pathmoe.training.run_record import hash_files, read_record
 
 _OF_THE_RUN = ("model", "data", "seed_everything")
 _OF_THE_MACHINE = ("data.cache_dir", "data.num_workers")
@@ -29,8 +31,9 @@ def option_values(arguments: Sequence[str], *options: str) -> list[str]:
 def expand(arguments: Sequence[str]) -> list[str]:
     """Arguments with configs found by name and, with `--ckpt_path`, the configuration saved beside the checkpoint.
 
-    The saved configuration comes first, so that files and flags given beside it win. `--run_dir` becomes explicit.
-    Without a checkpoint to go on from, `fit --ckpt_path last` starts anew.
+    The saved configuration comes first, so that flags and files given beside it win. Files that are in it already, and
+    have not changed since, are left out: flags may have won over them. `--run_dir` becomes explicit. Without a
+    checkpoint to go on from, `fit --ckpt_path last` starts anew.
 
     Args:
         arguments: the subcommand and what follows it.
@@ -47,11 +50,15 @@ def expand(arguments: Sequence[str]) -> list[str]:
     run_folder = _run_folder(rest, configs, ckpt_path)
     if ckpt_path is None:
         return [command, *rest, "--run_dir", str(run_folder)]
-    if command == "fit" and ckpt_path == "last" and configs and not (run_folder / LAST_CHECKPOINT).exists():
-        rest = _without_option(rest, "--ckpt_path")
+    if command == "fit" and ckpt_path == "last" and configs and not has_checkpoint(run_folder):
+        rest = _without(rest, "--ckpt_path")
         return [command, *rest, "--run_dir", str(run_folder)]
     checkpoint = resolve_checkpoint(ckpt_path, run_folder)
-    rest = [*_without_option(rest, "--ckpt_path"), "--ckpt_path", str(checkpoint)]
+    rest = [*_without(rest, "--ckpt_path"), "--ckpt_path", str(checkpoint)]
+    recorded = read_record(checkpoint.parent).config_files.values()
+    for file, digest in hash_files(filter(os.path.isfile, configs)).items():
+        if digest in recorded:
+            rest = _without(rest, "--config", "-c", value=file)
     if not option_values(rest, "--run_dir"):
         rest += ["--run_dir", str(checkpoint.parent)]
     return [command, "--config", str(saved_config(checkpoint)), *rest]
@@ -62,7 +69,7 @@ def _run_folder(arguments: Sequence[str], configs: Sequence[str], ckpt_path: str
     if explicit:
         return Path(explicit[-1])
     if ckpt_path in ("last", "best") and not configs:
-        return newest_run_folder()
+        return newest_run_folder(ckpt_path)
     return default_run_folder(configs, _overrides(arguments))
 
 
@@ -92,10 +99,13 @@ def _with_found_configs(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _without_option(arguments: Sequence[str], option: str) -> list[str]:
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and not argument.startswith(f"{option}=") and argument != option:
-            kept.append(argument)
-        skip = argument == option and not skip
+def _without(arguments: Sequence[str], *options: str, value: str | None = None) -> list[str]:
+    """Arguments without an option, or only without its occurrences that have this value."""
+    kept, position = [], 0
+    while position < len(arguments):
+        name, equals, given = arguments[position].partition("=")
+        given = given if equals else "".join(arguments[position + 1 : position + 2])
+        drop = name in options and value in (None, given)
+        kept += [] if drop else [arguments[position]]
+        position += 2 if drop and not equals else 1
     return kept

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,13 @@ def saved_step(path: Path) -> int:
     Raises:
         ValueError: see `read_checkpoint`.
     """
-    read = read_rest if path.is_dir() else lambda file: torch.load(file, mmap=True, weights_only=True)
-    step: int = _read(path, read)["global_step"]
+    step: int = _read(path, read_rest if path.is_dir() else _without_tensors)["global_step"]
     return step
+
+
+def _without_tensors(file: Path) -> Any:
+    # Mapped, tensors are read when they are used. What can't be mapped is no checkpoint, as the reader will say.
+    return torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
 from pathmoe.training.arguments import expand
 from pathmoe.training.best_checkpoint import BestCheckpoint
-from pathmoe.training.checkpoint_io import AtomicCheckpointIO
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO, saved_step
 from pathmoe.training.config_files import SAID_ONCE
 from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
@@ -101,7 +101,9 @@ class PathMoECLI(LightningCLI):
             refuse_another_run(self.run_folder, settings.ckpt_path)
         self._saved = self.resolved_config()
         settings.trainer.default_root_dir = str(self.run_folder)
-        if self.subcommand == "validate":
+        ckpt_path = settings.ckpt_path
+        if self.subcommand == "validate" or (ckpt_path and saved_step(Path(ckpt_path)) >= settings.trainer.max_steps):
+            # There is nothing to log, and a logger would make a version or a run of its own for it.
             settings.trainer.logger = False
         loggers = settings.trainer.logger if isinstance(settings.trainer.logger, list) else [settings.trainer.logger]
         for logger in loggers:
@@ -117,7 +119,7 @@ class PathMoECLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list) -> Trainer:
         callbacks = [*callbacks, SpeedMonitor()]
         if self.subcommand == "fit":
-            callbacks.append(SaveRun(self.run_folder, self._saved))
+            callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":

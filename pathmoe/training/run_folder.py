@@ -15,6 +15,10 @@ LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 RUNS = Path("runs")
 
+# What a name stands for: the first of these files that is there. A kill before the first periodic checkpoint may leave
+# a run with its best one alone.
+_CHECKPOINTS = {"last": (LAST_CHECKPOINT, BEST_CHECKPOINT), "best": (BEST_CHECKPOINT,)}
+
 _LONGEST_LABEL = 80
 
 
@@ -39,37 +43,46 @@ def _label(overrides: Mapping[str, str]) -> str:
     return f"{safe[: _LONGEST_LABEL - 9]}-{hashlib.sha256(str(short).encode()).hexdigest()[:8]}"
 
 
-def newest_run_folder(runs: Path = RUNS) -> Path:
-    """The folder under `runs` whose last checkpoint was written last.
+def has_checkpoint(run_folder: Path) -> bool:
+    """Whether a run has left anything to go on from."""
+    return _named_checkpoint(run_folder, "last").exists()
+
+
+def _named_checkpoint(run_folder: Path, name: str) -> Path:
+    paths = [run_folder / file for file in _CHECKPOINTS[name]]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def newest_run_folder(name: str = "last", runs: Path = RUNS) -> Path:
+    """The folder under `runs` whose checkpoint of that name, `last` or `best`, was written last.
 
     Raises:
         ValueError: there is none.
     """
-    checkpoints = list(runs.glob(f"*/{LAST_CHECKPOINT}"))
-    if not checkpoints:
+    folders = {path.parent for file in _CHECKPOINTS[name] for path in runs.glob(f"*/{file}")}
+    if not folders:
         raise ValueError(
-            f"--ckpt_path (last) must name a run, but {runs} holds no */{LAST_CHECKPOINT}; train first, or give a path"
+            f"--ckpt_path ({name}) must name a run, but {runs} holds no */{name}.ckpt; train first, or give a path"
         )
-    return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
+    return max(folders, key=lambda folder: _named_checkpoint(folder, name).stat().st_mtime)
 
 
 def resolve_checkpoint(ckpt_path: str, run_folder: Path | None) -> Path:
     """The checkpoint, a file or a sharded folder, that `ckpt_path` stands for.
 
     Args:
-        ckpt_path: a path; a run folder, for its last checkpoint; or `last` or `best`, for those of `run_folder`.
+        ckpt_path: a path; a run folder, for its last checkpoint; or `last` or `best`, for those of `run_folder`. The
+            last one is the best one where there is no other.
         run_folder: the run that `last` speaks of; the newest one under `runs/` when None.
 
     Raises:
         ValueError: nothing is there.
     """
-    if ckpt_path in ("last", "best"):
-        name = LAST_CHECKPOINT if ckpt_path == "last" else BEST_CHECKPOINT
-        path = (run_folder or newest_run_folder()) / name
-    else:
-        path = Path(ckpt_path)
-        if (path / CONFIG_FILE).is_file() or (path / LAST_CHECKPOINT).exists():
-            path = path / LAST_CHECKPOINT
+    path = Path(ckpt_path)
+    if ckpt_path in _CHECKPOINTS:
+        path = _named_checkpoint(run_folder or newest_run_folder(ckpt_path), ckpt_path)
+    elif (path / CONFIG_FILE).is_file() or has_checkpoint(path):
+        path = _named_checkpoint(path, "last")
     if not path.exists():
         raise ValueError(
             f"--ckpt_path ({path}) must be an existing checkpoint, a file or a sharded folder; check the path"
@@ -116,12 +129,11 @@ def refuse_another_run(run_folder: Path, ckpt_path: str | Path | None) -> None:
     """
     if ckpt_path is not None and Path(ckpt_path).resolve().parent == run_folder.resolve():
         return
-    for name in (LAST_CHECKPOINT, BEST_CHECKPOINT):
-        if (run_folder / name).exists():
-            raise ValueError(
-                f"--run_dir ({run_folder}) must not hold another run; go on with it by "
-                f"--ckpt_path {name.removesuffix('.ckpt')}, or choose another --run_dir"
-            )
+    if has_checkpoint(run_folder):
+        raise ValueError(
+            f"--run_dir ({run_folder}) must not hold another run; go on with it by --ckpt_path last, or choose another "
+            "--run_dir"
+        )
 
 
 def lock_run_folder(run_folder: Path) -> int:
@@ -148,8 +160,11 @@ def lock_run_folder(run_folder: Path) -> int:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file beside and rename it, so that no reader meets half of it."""
+    """Write a small file beside, on disk, and rename it, so that no reader meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)

@@ -95,6 +95,14 @@ def test_last_with_a_checkpoint_goes_on_under_what_is_given() -> None:
         assert expand(arguments) == ["fit", *expected, "--run_dir", str(run_folder)]
 
 
+def test_last_goes_on_from_the_best_checkpoint_where_it_is_alone() -> None:
+    run_folder = make_run("tiny", "best.ckpt")  # killed before its first last.ckpt
+    for more in (["--config", "tiny"], []):
+        expanded = expand(["fit", *more, "--ckpt_path", "last"])
+        assert option_values(expanded, "--ckpt_path") == [f"{run_folder}/best.ckpt"]
+        assert option_values(expanded, "--run_dir") == [str(run_folder)]
+
+
 def test_a_checkpoint_alone_brings_its_settings_and_its_folder() -> None:
     run_folder = make_run("some", "last.ckpt", "best.ckpt")
     for ckpt_path, file in ((f"{run_folder}/best.ckpt", "best"), ("best", "best"), ("last", "last")):
@@ -149,6 +157,7 @@ def test_a_missing_value_is_left_to_the_parser(end: list[str]) -> None:
     [
         (["fit", "--config", "tinny"], r"--config \(tinny\) must be"),
         (["fit", "--ckpt_path", "last"], r"--ckpt_path \(last\) must name a run, but runs holds no \*/last\.ckpt"),
+        (["fit", "--ckpt_path", "best"], r"--ckpt_path \(best\) must name a run, but runs holds no \*/best\.ckpt"),
         (["validate", "--ckpt_path", "no.ckpt"], r"--ckpt_path \(no\.ckpt\) must be an existing checkpoint"),
         (["validate", "--config", "tiny", "--ckpt_path", "last"], r"--ckpt_path \(runs/tiny/last\.ckpt\) must be an"),
         (["fit", "--ckpt_path", "best", "--config", "tiny"], r"--ckpt_path \(runs/tiny/best\.ckpt\) must be an"),

@@ -75,7 +75,8 @@ def test_a_run_leaves_what_is_needed_to_go_on_and_to_judge(finished_run: Any, mi
         "pathmoe_eval.closing.ClosingReport"
     ], "of tiny.yaml"
     assert not settings.keys() & {"config", "run_dir", "ckpt_path", "dry_run"}
-    assert {"torch", "git_commit", "data"} <= json.loads((folder / "provenance.json").read_text()).keys()
+    (part,) = json.loads((folder / "provenance.json").read_text())["parts"]
+    assert {"torch", "git_commit", "data"} <= part.keys()
     rows = csv.DictReader((folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines())
     assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2", "3"]
     assert "validation perplexity" in out

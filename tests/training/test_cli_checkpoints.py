@@ -74,7 +74,8 @@ def test_last_starts_anew_where_nothing_is_and_goes_on_where_something_is(fit: C
     assert f"\nrun: {folder.relative_to(tmp_path)}, new\n" in ended.out
     assert step(folder / "last.ckpt") == 2
     first = column(folder, "train/loss")
-    ended = fit(*goes_on, "--model.schedule.name", "constant")
+    # The first part was given its number of steps by a flag, which the same files do not take back.
+    ended = fit(*goes_on, "--trainer.max_steps", "4", "--model.schedule.name", "constant")
     assert (ended.status, ended.err) == (0, "")
     assert f"{folder.name}, goes on from runs/{folder.name}/last.ckpt\n" in ended.out
     assert step(folder / "last.ckpt") == 4
@@ -137,3 +138,39 @@ def test_training_losses_may_change_when_a_run_goes_on(command_line: CommandLine
     ended = command_line("fit", "--ckpt_path", run_copy, *flags)
     assert (ended.status, ended.err) == (0, "")
     assert len(column(run_copy, "train/balance_loss")) == 1
+
+
+def test_flags_of_the_start_outlive_the_files_that_they_were_given_with(
+    fit: CommandLine, mini: Path, tmp_path: Path
+) -> None:
+    def goes_on(steps: int, *more: str | Path) -> Any:
+        ended = fit(*run, "--ckpt_path", "last", "--trainer.max_steps", str(steps), *more)
+        assert (ended.status, ended.err) == (0, "")
+        return rates(tmp_path / "run" / "last.ckpt"), [line for line in ended.out.splitlines() if "changed" in line]
+
+    run = ["--run_dir", "run", "--trainer.callbacks", "null"]
+    assert fit(*run, "--trainer.max_steps", "2", "--model.optimizer.lr", "0.008").status == 0
+    steps = "changed since run/config.yaml was written: trainer.max_steps"
+    assert goes_on(3) == ([0.008, 0.008, 0.004, 0.004, 0.004], [f"{steps} (2 -> 3)"])
+    # A file that is new wins, as a flag does.
+    (tmp_path / "new.yaml").write_text("model: {optimizer: {muon_lr: 0.005}}")
+    lr, (line,) = goes_on(4, "--config", "new.yaml")
+    assert lr == [0.008, 0.008, 0.005, 0.005, 0.005]
+    assert line == f"{steps} (3 -> 4), model.optimizer.muon_lr (0.004 -> 0.005)"
+    assert goes_on(5)[0] == goes_on(6, "--config", "new.yaml")[0] == lr, "from here on it is in the run"
+    # So does one that was edited.
+    (tmp_path / "new.yaml").write_text("model: {optimizer: {muon_lr: 0.006}}")
+    lr, (line,) = goes_on(7, "--config", "new.yaml")
+    assert lr == [0.008, 0.008, 0.006, 0.006, 0.006]
+    assert "model.optimizer.muon_lr (0.005 -> 0.006)" in line
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_a_run_that_is_over_is_left_as_it_is(logger: str, command_line: CommandLine, run_copy: Path) -> None:
+    def content() -> dict[Path, bytes | None]:
+        return {path: path.read_bytes() if path.is_file() else None for path in run_copy.rglob("*")}
+
+    before = content()
+    ended = command_line("fit", "--ckpt_path", run_copy, "--config", f"loggers/{logger}")
+    assert (ended.status, ended.err) == (0, "")
+    assert content() == before

@@ -82,7 +82,8 @@ def test_a_csv_file_has_every_figure_of_every_step(fit: Fit, losses: Path, tmp_p
     assert {frozenset(row) for row in train} == {frozenset(TRAIN_KEYS | {"epoch", "step"})}
     assert {frozenset(row) for row in validation} == {frozenset(VALIDATION_KEYS | {"epoch", "step"})}
 
-    bytes_per_target = yaml.safe_load((folder / "provenance.json").read_text())["data"]["train"]["bytes_per_target"]
+    (part,) = yaml.safe_load((folder / "provenance.json").read_text())["parts"]
+    bytes_per_target = part["data"]["train"]["bytes_per_target"]
     for number, row in enumerate(train):
         assert row["train/perplexity"] == pytest.approx(math.exp(row["train/loss"]), rel=1e-9)
         bits = row["train/loss"] / math.log(2)
@@ -139,6 +140,7 @@ def test_wandb_writes_a_run_without_account_or_network(
     wandb.finish()  # a run that another test may have left open
     folder = run(fit, tmp_path, "--config", losses, "--config", "wandb")
     wandb.finish()
+    wandb.teardown()  # waits for its service, which writes the file on its own time
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     history: dict[str, list[float]] = {}
     for record in map(Record.FromString, wandb_records(file)):

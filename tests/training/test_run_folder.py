@@ -80,11 +80,17 @@ def test_settings_that_look_alike_in_a_name_are_told_apart() -> None:
 
 
 def test_the_newest_run_is_the_one_whose_checkpoint_was_written_last(runs: Path, tmp_path: Path) -> None:
-    assert newest_run_folder(runs) == runs / "new"
+    assert newest_run_folder(runs=runs) == runs / "new"
     os.utime(runs / "old" / "last.ckpt")
-    assert newest_run_folder(runs) == runs / "old"
-    with pytest.raises(ValueError, match=r"--ckpt_path \(last\) must name a run, but .* holds no \*/last\.ckpt; train"):
-        newest_run_folder(tmp_path / "nowhere")
+    assert newest_run_folder(runs=runs) == runs / "old"
+    os.utime(runs / "new" / "best.ckpt", (2e9, 2e9))
+    assert newest_run_folder("best", runs) == runs / "new"
+    (runs / "new" / "last.ckpt").unlink()
+    assert newest_run_folder(runs=runs) == runs / "new"
+    for name in ("last", "best"):
+        message = rf"--ckpt_path \({name}\) must name a run, but .* holds no \*/{name}\.ckpt; train first"
+        with pytest.raises(ValueError, match=message):
+            newest_run_folder(name, tmp_path / "nowhere")
 
 
 def test_what_a_checkpoint_may_be_called(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +100,17 @@ def test_what_a_checkpoint_may_be_called(runs: Path, monkeypatch: pytest.MonkeyP
     assert resolve_checkpoint(str(run), None) == run / "last.ckpt"
     assert resolve_checkpoint(str(run / "best.ckpt"), runs / "new") == run / "best.ckpt"
     monkeypatch.chdir(runs.parent)
-    monkeypatch.setattr("pathmoe.training.run_folder.newest_run_folder", lambda: run)
+    monkeypatch.setattr("pathmoe.training.run_folder.newest_run_folder", lambda name: {"last": run}[name])
     assert resolve_checkpoint("last", None) == run / "last.ckpt"
+
+
+def test_the_best_checkpoint_is_the_last_where_it_is_alone(runs: Path) -> None:
+    run = runs / "old"
+    (run / "last.ckpt").unlink()
+    for ckpt_path in ("last", "best", str(run)):
+        assert resolve_checkpoint(ckpt_path, run) == run / "best.ckpt"
+    (run / "config.yaml").unlink()
+    assert resolve_checkpoint(str(run), None) == run / "best.ckpt"
 
 
 def test_a_sharded_checkpoint_is_a_folder(runs: Path) -> None:
@@ -124,7 +139,7 @@ def test_a_run_with_a_checkpoint_is_not_overwritten(runs: Path) -> None:
         ):
             refuse_another_run(runs / "new", ckpt_path)
     (runs / "new" / "last.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"go on with it by --ckpt_path best, or choose another --run_dir$"):
+    with pytest.raises(ValueError, match=r"go on with it by --ckpt_path last, or choose another --run_dir$"):
         refuse_another_run(runs / "new", None)
 
 
@@ -168,6 +183,11 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     write_text_atomically(file, "a: 1\n")
     write_text_atomically(file, "b: ä\n")
     assert file.read_text(encoding="utf-8") == "b: ä\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_text_atomically(file, "c: 3\n")
+    assert file.read_text(encoding="utf-8") == "b: ä\n", "what is not on disk yet replaces nothing"
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

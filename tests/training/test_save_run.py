@@ -16,6 +16,8 @@ from transformers import AutoTokenizer
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
+from pathmoe.training.checkpoint_io import saved_step
+from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
 from pathmoe.training.provenance import provenance
@@ -38,17 +40,21 @@ class Raise(Callback):
 
 @pytest.fixture
 def fit_with(texts: Path, tmp_path: Path) -> Callable[..., Trainer]:
-    """Trains for one step with a `SaveRun` on the run folder, and other callbacks after it."""
+    """Trains for one step more with a `SaveRun` on the run folder, and other callbacks after it."""
 
-    def run(*callbacks: Callback) -> Trainer:
+    def run(*callbacks: Callback, resolved: dict = RESOLVED, config_files: tuple[Path, ...] = ()) -> Trainer:
+        last = tmp_path / "run" / "last.ckpt"
+        max_steps = saved_step(last) + 1 if last.exists() else 1
         shape = PathMoEConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, moe_intermediate_size=8)
         trainer = Trainer(
-            accelerator="cpu", logger=CSVLogger(tmp_path / "run", "csv"), max_steps=1, limit_val_batches=0,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-            default_root_dir=tmp_path / "run", callbacks=[SaveRun(tmp_path / "run", RESOLVED), *callbacks],
+            accelerator="cpu", logger=CSVLogger(tmp_path / "run", "csv"), max_steps=max_steps, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+            default_root_dir=tmp_path / "run",
+            callbacks=[SaveRun(tmp_path / "run", resolved, config_files), *callbacks],
         )  # fmt: skip
         data = TokenDataModule(str(texts), vocab_size=300, sequence_length=32, validation_fraction=0.3)
-        trainer.fit(PathMoEModule(shape, OptimizerConfig(), ScheduleConfig()), data)
+        module = PathMoEModule(shape, OptimizerConfig(), ScheduleConfig())
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
         return trainer
 
     return run
@@ -62,12 +68,51 @@ def test_settings_provenance_and_tokenizer_lie_in_the_folder(
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "csv", "provenance.json", "tokenizer"}
     assert yaml.safe_load((folder / "config.yaml").read_text()) == RESOLVED
     manifest = trainer.datamodule.manifest
-    facts = json.loads((folder / "provenance.json").read_text())
-    assert facts == provenance() | {"data": asdict(manifest)}
-    assert facts["torch"] == torch.__version__
+    record = json.loads((folder / "provenance.json").read_text())
+    (part,) = record["parts"]
+    assert part == provenance() | {"first_step": 0, "data": asdict(manifest), "config": RESOLVED}
+    assert part["torch"] == torch.__version__
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     assert tokenizer.get_vocab() == trainer.datamodule.tokenizer.get_vocab()
     assert manifest.summary() in capsys.readouterr().out
+
+
+def test_a_part_is_kept_where_another_follows(fit_with: Callable[..., Trainer], tmp_path: Path) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text("a: 1")
+    other.write_text("b: 2")
+    last = tmp_path / "run" / "last.ckpt"
+    fit_with(LastCheckpoint(last, 1), config_files=(one,))
+    fit_with(LastCheckpoint(last, 1), config_files=(tmp_path / "run" / "config.yaml",))
+    fit_with(LastCheckpoint(last, 1), config_files=(other,), resolved=RESOLVED | {"seed_everything": 1})
+    record = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert [(part["first_step"], part["config"]["seed_everything"]) for part in record["parts"]] == [(0, 0), (2, 1)]
+    assert list(record["config_files"]) == [str(one), str(other)], "the saved configuration is no file behind itself"
+
+
+def test_what_has_changed_is_said_on_one_line(
+    fit_with: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last, saved = tmp_path / "run" / "last.ckpt", tmp_path / "run" / "config.yaml"
+    fit_with(LastCheckpoint(last, 1))
+    fit_with(LastCheckpoint(last, 1))
+    assert "changed since" not in capsys.readouterr().out
+    fit_with(LastCheckpoint(last, 1), resolved={"model": {"config": {"vocab_size": 301}}, "seed_everything": 0})
+    lines = capsys.readouterr().out.splitlines()
+    assert f"run: {tmp_path / 'run'}, goes on from {last}" in lines
+    assert f"changed since {saved} was written: model.config.vocab_size (300 -> 301)" in lines
+
+
+def test_the_tokenizer_of_a_checkpoint_is_left_alone(fit_with: Callable[..., Trainer], tmp_path: Path) -> None:
+    last, folder = tmp_path / "run" / "last.ckpt", tmp_path / "run" / "tokenizer"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("of a run that was killed before its first checkpoint")
+    fit_with(LastCheckpoint(last, 1))
+    AutoTokenizer.from_pretrained(folder)
+    (folder / "mark").touch()
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
+    fit_with(LastCheckpoint(last, 1))
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == before
 
 
 def test_a_run_that_does_not_start_leaves_nothing(fit_with: Callable[..., Trainer], tmp_path: Path) -> None:
