@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -258,14 +258,24 @@ class TokenDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What must not change when a run is resumed, by dotted key."""
-        train = self.manifest.train
         return {
-            "data.source (sha256 of the training documents)": None if train is None else train.content_sha256,
+            "data.streaming": self.streaming,
+            **self._what_is_read(),
             "data.tokenizer (sha256)": self.manifest.tokenizer_sha256,
             "data.sequence_length": self.manifest.sequence_length,
             "data.seed": self.seed,
             "data.global_batch_size": self.geometry().global_batch_size,
         }
+
+    def _what_is_read(self) -> dict[str, Any]:
+        """Prepared documents by their content; a stream, which nobody has read to its end, by what leads to it."""
+        if self.manifest.train is not None:
+            return {"data.source (sha256 of the training documents)": self.manifest.train.content_sha256}
+        leads = asdict(self._source) | {
+            "validation_split": self._recipe.validation_split,
+            "validation_documents": self.validation_documents,
+        }
+        return {f"data.{name}": value for name, value in leads.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError where a fit would go on with other batches than the checkpoint's run."""
@@ -273,6 +283,7 @@ class TokenDataModule(pl.LightningDataModule):
             return
         for key, value in self.state_dict().items():
             if state_dict[key] != value:
+                now, before = (v if isinstance(v, str) else json.dumps(v) for v in (value, state_dict[key]))
                 raise ValueError(
-                    f"{key} ({value}) must equal the checkpoint's ({state_dict[key]}); set it back or start a new run"
+                    f"{key} ({now}) must equal the checkpoint's ({before}); set it back or start a new run"
                 )

@@ -225,6 +225,35 @@ def test_a_resume_on_other_batches_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"validation_documents": 21}, r"data\.validation_documents \(21\) must equal the checkpoint's \(20\)"),
+        ({"text_key": "other"}, r"data\.text_key \(other\) must equal the checkpoint's \(text\)"),
+        (
+            {"source": "{}/files/[0-2].jsonl"},
+            r"data\.source \(.*/files/\[0-2\]\.jsonl\) must equal the checkpoint's \(.*/",
+        ),
+        ({"source": ["{}/files"]}, r'data\.source \(\[".*/files"\]\) must equal the checkpoint\'s \(.*/files\)'),
+        ({"streaming": False}, r"data\.streaming \(false\) must equal the checkpoint's \(true\)"),
+    ],
+)
+def test_a_resume_within_another_stream_is_refused(
+    cache: str, tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    folder = tmp_path / "stream"
+    trainer, _ = fit(make_streaming(folder), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    for file in (folder / "files").iterdir():
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("\n".join(json.dumps(row | {"other": row["text"]}) for row in rows))
+    if "source" in changes:
+        filled = json.dumps(changes["source"]).replace("{}", str(folder))
+        changes = {"source": json.loads(filled)}
+    with pytest.raises(ValueError, match=rf"^{key}.*; set it back or start a new run$"):
+        fit(make_streaming(folder, cache_dir=cache, **changes), 2, tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"sequence_length": 0}, r"data\.sequence_length \(0\) must be at least 1"),
