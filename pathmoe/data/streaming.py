@@ -33,7 +33,7 @@ class StreamedBatches(TorchIterableDataset[tuple[Batch, dict[int, State]]]):
 
     With the first micro-batch of each step come the positions at the start of this step and of the next one: readers
     fetch ahead of training, so the position to save is that of the step, not that of the reader. `num_items` counts the
-    targets of this rank alone, which `num_items_is_local` says.
+    targets of this rank alone, which `num_items_is_local` says; `block_ids` count its blocks from the beginning.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class StreamedBatches(TorchIterableDataset[tuple[Batch, dict[int, State]]]):
                 rows = slice(micro_batch * size, (micro_batch + 1) * size)
                 batch: Batch = {**block_to_batch(tokens_BT[rows], packed_starts_BP[rows])}
                 batch |= {"num_items": num_items, "step": step, "micro_batch": micro_batch, "num_items_is_local": True}
+                first = (step * accumulate + micro_batch) * size
+                batch["block_ids"] = list(range(first, first + size))
                 yield batch, ({step: before, step + 1: after} if micro_batch == 0 else {})
             step, before = step + 1, after
 

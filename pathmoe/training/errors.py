@@ -3,14 +3,17 @@
 import errno
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+_SECONDS_TO_SPEAK = 5.0
 _OUR_PACKAGES = ("pathmoe", "pathmoe_kernels", "pathmoe_eval")
 
 
@@ -65,6 +68,10 @@ def _allowed(detail: str) -> str | None:
     return f"of type {words.replace('NoneType', 'null').replace(', ', ' or ')}"
 
 
+class OnAllRanksError(ValueError):
+    """An error that all ranks of a run raise with one message, of which the first rank tells the user."""
+
+
 class OneLineParser(LightningArgumentParser):
     """Lightning's parser, with errors of one line instead of the usage text, and options by their full names only."""
 
@@ -106,6 +113,12 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
         if not _is_a_missing_package(error):
             raise
         fail(f"{one_line(str(error))}; install the package that has it")
+    except OnAllRanksError as error:
+        if rank_zero_only.rank:
+            # A launcher may end all ranks once one of them has ended: let the first one speak.
+            time.sleep(_SECONDS_TO_SPEAK)
+            raise SystemExit(2) from error
+        fail(str(error))
     except ValueError as error:
         if _is_ours(error):
             fail(re.sub(r"\s+", " ", str(error)))

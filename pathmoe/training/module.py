@@ -19,6 +19,7 @@ from pathmoe.data.manifest import SplitManifest
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
+from pathmoe.training.errors import OnAllRanksError
 from pathmoe.training.last_checkpoint import last_good_checkpoint
 from pathmoe.training.load_metrics import load_metrics
 from pathmoe.training.loop_progress import recount_micro_batches
@@ -32,6 +33,8 @@ from pathmoe.training.trainer_requirements import check_strategy, check_trainer
 Batch = Mapping[str, Any]
 _INITIALISATION, _NOISE = 0, 1
 """What a seed is folded with, so that each use has a stream of its own."""
+_MOST_NAMED = 8
+"""Micro-batches that an error names; a large run may have thousands."""
 
 
 class PathMoEModule(LightningModule):
@@ -153,7 +156,8 @@ class PathMoEModule(LightningModule):
             return_logits=False,
             use_cache=False,
         )
-        self._totals.add(output, batch.get("block_ids", []))
+        stream = " of its stream" if batch.get("num_items_is_local", False) else ""
+        self._totals.add(output, f"blocks {batch['block_ids']}{stream}")
         # The cross-entropy is divided by the targets of all micro-batches and ranks already, while Lightning divides by
         # the number of micro-batches and DDP by that of ranks; the routing losses are means and want just that.
         num_parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -186,10 +190,11 @@ class PathMoEModule(LightningModule):
     def _refuse_what_is_not_finite(self, figures: Mapping[str, float]) -> None:
         for name in ("train/loss", "train/grad_norm"):
             if not math.isfinite(figures[name]):
-                blocks = self._totals.suspect_blocks()
-                raise ValueError(
-                    f"{name} ({figures[name]}) must be finite, but is not at optimizer step {self.trainer.global_step}"
-                    f"{f' (blocks {blocks})' if blocks else ''}; lower model.optimizer.lr or set "
+                suspects = self._totals.suspects()
+                more = f"; and {len(suspects) - _MOST_NAMED} more" if len(suspects) > _MOST_NAMED else ""
+                raise OnAllRanksError(
+                    f"{name} ({figures[name]}) must be finite, but is not at optimizer step {self.trainer.global_step} "
+                    f"({'; '.join(suspects[:_MOST_NAMED])}{more}); lower model.optimizer.lr or set "
                     f"trainer.gradient_clip_val, and {last_good_checkpoint(self.trainer)}"
                 )
 

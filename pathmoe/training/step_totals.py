@@ -3,6 +3,7 @@
 # Shapes: L deciding layers, E experts.
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pathmoe.balancing import sum_over_ranks
@@ -10,21 +11,21 @@ from pathmoe.model import PathMoECausalLMOutput
 
 
 class StepTotals:
-    """Losses, expert load and block ids of the micro-batches that one optimizer step has had so far on this rank."""
+    """Losses, expert load and contents of the micro-batches that one optimizer step has had so far on this rank."""
 
     def __init__(self) -> None:
         self.balance_load_LE: Tensor | None = None
         """Load that the balance loss of the next micro-batch goes on from."""
         self._loads: list[Tensor] = []
         self._losses: list[dict[str, Tensor]] = []
-        self._block_ids: list[list[int]] = []
+        self._contents: list[str] = []
 
-    def add(self, output: PathMoECausalLMOutput, block_ids: list[int]) -> None:
-        """Add a micro-batch: what the model returned, and which blocks it was given (none where they have no ids)."""
+    def add(self, output: PathMoECausalLMOutput, contents: str) -> None:
+        """Add a micro-batch: what the model returned, and what it was given, in words."""
         assert output.expert_load is not None, "the model counts it in every forward"
         losses = {"loss": output.cross_entropy, "balance_loss": output.aux_loss, "z_loss": output.z_loss}
         self._losses.append({name: loss.detach() for name, loss in losses.items() if loss is not None})
-        self._block_ids.append(block_ids)
+        self._contents.append(contents)
         self._loads.append(output.expert_load)
         self.balance_load_LE = output.balance_load
 
@@ -45,8 +46,20 @@ class StepTotals:
         """Tokens per expert [L, E] of the global batch; every rank must call this."""
         return sum_over_ranks(torch.stack(self._loads).sum(dim=0))
 
-    def suspect_blocks(self) -> list[int]:
-        """This rank's blocks whose loss is not finite; all of them where none is to blame alone."""
-        finite = [bool(losses["loss"].isfinite()) for losses in self._losses]
-        suspects = [ids for ids, fine in zip(self._block_ids, finite, strict=True) if not fine] or self._block_ids
-        return [block_id for ids in suspects for block_id in ids]
+    def suspects(self) -> list[str]:
+        """The micro-batches of all ranks whose loss is not finite, or all of them where none is to blame alone.
+
+        Every rank must call this; each gets the same.
+        """
+        gathers = dist.is_available() and dist.is_initialized()
+        rank = dist.get_rank() if gathers else 0
+        mine = [
+            (bool(losses["loss"].isfinite()), f"rank {rank}, micro-batch {number}, {contents}")
+            for number, (losses, contents) in enumerate(zip(self._losses, self._contents, strict=True))
+        ]
+        of_ranks = [mine]
+        if gathers:
+            of_ranks = [mine] * dist.get_world_size()
+            dist.all_gather_object(of_ranks, mine)
+        of_all = [micro_batch for of_one in of_ranks for micro_batch in of_one]
+        return [words for is_finite, words in of_all if not is_finite] or [words for _, words in of_all]

@@ -71,6 +71,7 @@ def test_a_stream_packs_the_documents_in_order(source: str) -> None:
     ids = encode(TOKENIZER, [row["text"] for row in stream_documents(Source(source=source))])
     expected = [token for document in ids for token in [0, *document, 0]]
     assert tokens == expected[: len(tokens)]
+    assert [block_id for batch in batches for block_id in batch["block_ids"]] == list(range(60))
     for step in range(15):
         parts = [batch for batch in batches if batch["step"] == step]
         assert [batch["micro_batch"] for batch in parts] == [0, 1]

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pathmoe.config import PathMoEConfig
-from pathmoe.training.errors import OneLineParser, fail, one_line, with_one_line_errors
+from pathmoe.training.errors import OnAllRanksError, OneLineParser, fail, one_line, with_one_line_errors
 
 
 @dataclass
@@ -181,6 +183,21 @@ def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == (
         "error: the disk can't be written to (No space left on device); make room, or choose another --run_dir\n"
     )
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, "error: the loss is nan\n"), (1, "")])
+def test_of_what_all_ranks_see_the_first_one_tells(
+    rank: int, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def program() -> None:
+        raise OnAllRanksError("the loss is nan")
+
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(SystemExit) as end:
+        with_one_line_errors(program)
+    assert end.value.code == 2
+    assert capsys.readouterr() == ("", expected)
 
 
 def test_nothing_happens_where_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

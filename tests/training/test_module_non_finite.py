@@ -1,6 +1,11 @@
 """A loss or gradient that is not finite stops the run before it reaches the weights, and says where to go on."""
 
+import json
 import math
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from pathmoe.config import PathMoEConfig
-from pathmoe.data import TokenDataModule, block_indices
+from pathmoe.data import TokenDataModule, block_indices, train_bpe
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from pathmoe.training.cli import main
 from pathmoe.training.last_checkpoint import LastCheckpoint
@@ -27,19 +32,27 @@ SHAPE = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
 }
+ROOT = Path(__file__).resolve().parents[2]
+TRAINER = {
+    "accelerator": "cpu",
+    "max_steps": 9,
+    "limit_val_batches": 0,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 DATA = {"source": "c-functions", "num_documents": 120, "sequence_length": 32, "micro_batch_size": 2}
 
 
 class Poison(Callback):
-    """NaN into a weight before a micro-batch, or infinity into a gradient after it."""
+    """NaN into a weight before a micro-batch of a rank, or infinity into a gradient after it."""
 
-    def __init__(self, step: int, micro_batch: int, what: str) -> None:
-        self.at = (step, micro_batch)
+    def __init__(self, step: int, micro_batch: int, what: str, rank: int = 0) -> None:
+        self.at = (step, micro_batch, rank)
         self.what = what
         self.now = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: PathMoEModule, batch: Any, batch_idx: int) -> None:
-        self.now = (trainer.global_step, batch["micro_batch"]) == self.at
+        self.now = (trainer.global_step, batch["micro_batch"], trainer.global_rank) == self.at
         if self.now and self.what == "weight":
             with torch.no_grad():
                 pl_module.model.model.norm.weight[0] = math.nan
@@ -58,7 +71,7 @@ class KeepWeights(Callback):
             self.weights.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
 
-def fit(poison: Poison, folder: Path, keep: KeepWeights | None = None) -> None:
+def fit(poison: Poison, folder: Path, keep: KeepWeights | None = None, **data: Any) -> None:
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -72,7 +85,7 @@ def fit(poison: Poison, folder: Path, keep: KeepWeights | None = None) -> None:
         enable_model_summary=False,
     )
     module = PathMoEModule(PathMoEConfig(**SHAPE), schedule=ScheduleConfig(name="constant"))
-    trainer.fit(module, datamodule=TokenDataModule(**DATA, vocab_size=300))
+    trainer.fit(module, datamodule=TokenDataModule(**DATA | data, vocab_size=300))
 
 
 def blocks_of(step: int, micro_batch: int) -> list[int]:
@@ -89,9 +102,9 @@ def test_a_loss_that_is_not_finite_names_step_blocks_and_checkpoint(tmp_path: Pa
     with pytest.raises(ValueError, match="must be finite") as caught:
         fit(Poison(5, micro_batch, "weight"), tmp_path, keep)
     message = str(caught.value)
-    suspects = [block for part in range(micro_batch, 2) for block in blocks_of(5, part)]
+    suspects = "; ".join(f"rank 0, micro-batch {part}, blocks {blocks_of(5, part)}" for part in range(micro_batch, 2))
     assert message == (
-        f"train/loss (nan) must be finite, but is not at optimizer step 5 (blocks {suspects}); lower "
+        f"train/loss (nan) must be finite, but is not at optimizer step 5 ({suspects}); lower "
         "model.optimizer.lr or set trainer.gradient_clip_val, and go on from the last good checkpoint with "
         f"--ckpt_path {tmp_path / 'last.ckpt'}"
     )
@@ -104,11 +117,52 @@ def test_a_loss_that_is_not_finite_names_step_blocks_and_checkpoint(tmp_path: Pa
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^train/grad_norm \((inf|nan)\) must be finite, .* step 2 \(blocks"
+        ValueError, match=r"^train/grad_norm \((inf|nan)\) must be finite, .* step 2 \(rank 0, mic"
     ) as caught:
         fit(Poison(2, 1, "gradient"), tmp_path)
     assert all(str(block) in str(caught.value) for part in range(2) for block in blocks_of(2, part))
     assert all(value.isfinite().all() for value in read_checkpoint(tmp_path / "last.ckpt")["state_dict"].values())
+
+
+def test_a_long_list_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathmoe.training.module._MOST_NAMED", 1)
+    with pytest.raises(
+        ValueError, match=rf"\(rank 0, micro-batch 0, blocks {re.escape(str(blocks_of(1, 0)))}; and 1 more\)"
+    ):
+        fit(Poison(1, 0, "weight"), tmp_path)
+
+
+def test_of_a_stream_the_place_is_named(tmp_path: Path) -> None:
+    texts = [f"document {number}: " + "word " * (number * 7 % 40) for number in range(100)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    train_bpe(texts, 280).save_pretrained(str(tmp_path / "tokenizer"))
+    stream = {"streaming": True, "tokenizer": str(tmp_path / "tokenizer"), "validation_documents": 20}
+    source = {"source": str(tmp_path / "texts.jsonl"), "num_documents": None}
+    # Five steps of two micro-batches of two blocks, and a micro-batch, come before.
+    with pytest.raises(ValueError, match=r"step 5 \(rank 0, micro-batch 1, blocks \[22, 23\] of its stream\); lower"):
+        fit(Poison(5, 1, "weight"), tmp_path, **stream, **source)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="starts processes that talk over gloo")
+def test_of_several_ranks_the_first_names_the_one_at_fault(tmp_path: Path) -> None:
+    poison = {"class_path": "poison.Poison", "init_args": {"step": 1, "micro_batch": 1, "what": "weight", "rank": 1}}
+    shutil.copy(__file__, tmp_path / "poison.py")
+    ranks = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
+    trainer = TRAINER | ranks | {"callbacks": [poison]}
+    config = {"model": {"config": SHAPE, "schedule": {"name": "constant"}}, "data": DATA, "trainer": trainer}
+    (tmp_path / "poisoned.yaml").write_text(yaml.safe_dump(config))
+    ended = subprocess.run(
+        [sys.executable, ROOT / "train.py", "fit", "--config", "poisoned.yaml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in ended.stderr
+    assert re.search(r"step 1 \(rank 1, micro-batch 1, blocks \[\d+, \d+\]\); lower", line)
 
 
 def test_before_the_first_checkpoint_there_is_none_to_name(tmp_path: Path) -> None:
@@ -125,14 +179,7 @@ def test_on_the_command_line_it_is_one_line_and_status_2(
     settings = {
         "model": {"config": SHAPE, "schedule": {"name": "constant"}},
         "data": DATA,
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 9,
-            "limit_val_batches": 0,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": [poison | {"init_args": {"step": 3, "micro_batch": 0, "what": "weight"}}],
-        },
+        "trainer": TRAINER | {"callbacks": [poison | {"init_args": {"step": 3, "micro_batch": 0, "what": "weight"}}]},
         "checkpoint_every_n_steps": 2,
     }
     config = tmp_path / "poisoned.yaml"
@@ -143,6 +190,8 @@ def test_on_the_command_line_it_is_one_line_and_status_2(
         main(["fit", "--config", str(config), "--run_dir", str(run_dir)])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: train/loss (nan) must be finite, but is not at optimizer step 3 (blocks [")
+    assert line.startswith(
+        "error: train/loss (nan) must be finite, but is not at optimizer step 3 (rank 0, micro-batch 0, b"
+    )
     assert line.endswith(f"--ckpt_path {run_dir / 'last.ckpt'}")
     assert read_checkpoint(run_dir / "last.ckpt")["global_step"] == 2
