@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM
 
 import pathmoe
@@ -136,6 +137,20 @@ def test_it_is_read_as_what_the_ranks_had(sharded: Path) -> None:
     for number, name in enumerate(numbered):
         assert_same_tensors(state["state"][number], optimizer["state"][name])
     assert content["global_step"] == saved_step(sharded / "run" / "last.ckpt") == STEPS
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_the_older_fsdp_calls_the_weights_otherwise(sharded: Path, tmp_path: Path) -> None:
+    weights, optimizer = torch.load(sharded / "gathered.pt", weights_only=True)
+    save({"model": weights, "optimizer_0": optimizer}, checkpoint_id=tmp_path / "last.ckpt", no_dist=True)
+    shutil.copy(sharded / "run" / "last.ckpt" / "meta.pt", tmp_path / "last.ckpt")
+    older, newer = (read_checkpoint(folder / "last.ckpt") for folder in (tmp_path, sharded / "run"))
+    assert older.keys() == newer.keys()
+    assert_same_tensors(older["state_dict"], newer["state_dict"])
+    (state,), (expected,) = older["optimizer_states"], newer["optimizer_states"]
+    assert state["param_groups"] == expected["param_groups"]
+    for number, values in expected["state"].items():
+        assert_same_tensors(state["state"][number], values)
 
 
 def test_it_is_validated_and_exported_alone(run: Path, command_line: Callable[..., Any], sharded: Path) -> None:
