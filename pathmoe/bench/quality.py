@@ -1,92 +1,143 @@
-"""`make bench-quality`: held-out bits per byte of the OLMoE peer, trained for as many seconds as a run of ours.
+"""`make bench-quality`: held-out bits per byte of the tiny run and of its OLMoE peer after equal training time.
 
-The peer gets the same data, order, batch, clipping, precision and schedule, and AdamW at the learning rates given.
+All take turns, a step each, in one process: same data, order, batch, clipping, precision, optimizer and schedule. The
+peer is trained at several learning rates, with and without its load-balancing loss.
 """
 
 # Shapes: B batch, S sequence, V vocabulary.
 
-import argparse
 import json
 import math
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import OlmoeForCausalLM
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
-from pathmoe.bench.peer import build_peer
+from pathmoe.bench.peer import build_peer, our_inputs, peer_inputs
+from pathmoe.bench.tiny import TinyRun, tiny_run
 from pathmoe.data import TokenDataModule
-from pathmoe.training.errors import with_one_line_errors
-from pathmoe.training.open_run import open_run, read_summary
+from pathmoe.model import PathMoEForCausalLM
+from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
 from pathmoe.training.provenance import provenance
-from pathmoe.training.schedule import ScheduleConfig, lr_factor
+from pathmoe.training.schedule import lr_factor
 
-_RESOLUTION = 10_000
-"""Parts that the time is cut into for the schedule, which counts steps."""
-
-
-def peer_loss(model: OlmoeForCausalLM, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
-    """Next-token cross-entropy of a batch, document-bounded like ours."""
-    logits_BSV = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-    return F.cross_entropy(logits_BSV.flatten(0, 1), batch["shift_labels"].flatten(), reduction=reduction)
+Clock = Callable[[], float]
 
 
-def train_peer(
-    model: OlmoeForCausalLM, data: TokenDataModule, seconds: float, lr: float, schedule: ScheduleConfig
-) -> int:
-    """Train for `seconds`, the schedule running over time; returns the number of steps."""
-    optimizer = build_optimizer(model, OptimizerConfig(name="adamw", lr=lr))
-    model.train()
-    spent, steps = 0.0, 0
-    for batch in data.train_batches():
-        start = time.perf_counter()
-        if spent >= seconds:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = lr * lr_factor(int(spent / seconds * _RESOLUTION), _RESOLUTION, schedule)
-        peer_loss(model, batch).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        spent, steps = spent + time.perf_counter() - start, steps + 1
-    return steps
+@dataclass
+class Trainee:
+    """A model in training, and what it has had so far."""
+
+    model: PreTrainedModel
+    inputs_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor | bool]]
+    optimizer: Optimizer
+    batches: Iterator[Mapping[str, Tensor]]
+    seconds: float = 0.0
+    steps: int = 0
+    peak_rates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.model.train()
+
+
+def scaled(config: OptimizerConfig, factor: float) -> OptimizerConfig:
+    """The optimizer with both learning rates multiplied by `factor`."""
+    return replace(config, lr=config.lr * factor, muon_lr=None if config.muon_lr is None else config.muon_lr * factor)
+
+
+def trainees(
+    run: TinyRun, factors: Sequence[float], coefficients: Sequence[float]
+) -> tuple[Trainee, dict[tuple[float, float], Trainee]]:
+    """Our model at the shipped rates, and peers by (balance loss coefficient, factor on the rates)."""
+    torch.manual_seed(0)
+    model = PathMoEForCausalLM(run.config)
+    ours = Trainee(model, our_inputs, build_optimizer(model, run.optimizer), run.data.train_batches())
+    peers = {}
+    for coefficient in coefficients:
+        for factor in factors:
+            peer = build_peer(run.config, router_aux_loss_coef=coefficient)
+            optimizer = build_optimizer(peer, scaled(run.optimizer, factor))
+            peers[coefficient, factor] = Trainee(peer, peer_inputs, optimizer, run.data.train_batches())
+    return ours, peers
+
+
+def train_in_turns(everyone: Sequence[Trainee], run: TinyRun, seconds: float, clock: Clock = time.perf_counter) -> None:
+    """Give each one `seconds` of training steps; the schedule runs over that time. Waiting for data is not counted."""
+    while waiting := [trainee for trainee in everyone if trainee.seconds < seconds]:
+        for trainee in waiting:
+            batch = next(trainee.batches)
+            start = clock()
+            _step(trainee, batch, run, trainee.seconds / seconds)
+            trainee.seconds += clock() - start
+
+
+def _step(trainee: Trainee, batch: Mapping[str, Tensor], run: TinyRun, progress: float) -> None:
+    factor = lr_factor(int(progress * run.max_steps), run.max_steps, run.schedule)
+    for group, peak in zip(trainee.optimizer.param_groups, trainee.peak_rates, strict=True):
+        group["lr"] = peak * factor
+    trainee.model(**trainee.inputs_of(batch)).loss.backward()
+    nn.utils.clip_grad_norm_(trainee.model.parameters(), run.gradient_clip_val)
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.steps += 1
 
 
 @torch.no_grad()
-def bits_per_byte(model: OlmoeForCausalLM, data: TokenDataModule) -> float:
-    """Over the whole validation split."""
+def bits_per_byte(model: PreTrainedModel, data: TokenDataModule) -> float:
+    """Over the whole validation split, document-bounded."""
     model.eval()
     nats, targets = 0.0, 0
     for batch in data.val_dataloader():
-        nats += float(peer_loss(model, batch, reduction="sum"))
+        logits_BSV = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        nats += float(F.cross_entropy(logits_BSV.flatten(0, 1), batch["shift_labels"].flatten(), reduction="sum"))
         targets += int((batch["shift_labels"] != -100).sum())
     return nats / targets / math.log(2) / data.bytes_per_target
 
 
+def report(run: TinyRun, seconds: float, factors: Sequence[float], coefficients: Sequence[float]) -> Iterator[str]:
+    """Train them all, and give the lines of the table."""
+    ours, peers = trainees(run, factors, coefficients)
+    train_in_turns([ours, *peers.values()], run, seconds)
+    yield f"{'model':<42}{'steps':>7}{'bits per byte':>15}"
+    our_bits = bits_per_byte(ours.model, run.data)
+    yield f"{'ours, shipped rates':<42}{ours.steps:>7,}{our_bits:>15.4f}"
+    bits = {}
+    for (coefficient, factor), peer in peers.items():
+        bits[coefficient, factor] = bits_per_byte(peer.model, run.data)
+        name = f"peer, rates x {factor:g}, balance loss {coefficient:g}"
+        yield f"{name:<42}{peer.steps:>7,}{bits[coefficient, factor]:>15.4f}"
+    best = min(bits, key=lambda setting: bits[setting])
+    yield f"ours minus the best peer: {our_bits - bits[best]:+.4f} bits per byte"
+    if best[1] in (min(factors), max(factors)):
+        yield f"the best peer has the outermost rate (x {best[1]:g}): widen --factors to be fair to it"
+
+
 def main() -> None:
-    """Train the peer at each learning rate; print its figures beside those of the run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", default="runs/tiny-path_b4", help="Run folder to compare with.")
+    """Print versions and commit, then the table."""
+    parser = OneLineParser(prog="python -m pathmoe.bench.quality", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--router", default="path_b4", help="Our router: a file of configs/routers.")
+    parser.add_argument("--seconds", type=float, default=160.0, help="Training time of each model.")
     parser.add_argument(
-        "--lrs", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3], help="The peer's learning rates."
+        "--factors", nargs="+", type=float, default=[0.25, 0.5, 1.0, 2.0], help="On the shipped rates, for the peer."
+    )
+    parser.add_argument(
+        "--coefficients", nargs="+", type=float, default=[0.0, 0.01], help="Of the peer's load-balancing loss."
     )
     options = parser.parse_args()
-    summary = read_summary(options.run, needed="val/bits_per_byte")
-    model, data = open_run(options.run)
-    seconds = summary["seconds"]
+    for key in ("seconds", "factors"):
+        values = getattr(options, key)
+        if not all(0 < value < math.inf for value in (values if isinstance(values, list) else [values])):
+            fail(f"--{key} ({values}) must be above 0 and finite; raise it")
     print(json.dumps(provenance(), indent=2))
-    print(f"ours: {summary['val/bits_per_byte']:.4f} bits per byte after {summary['steps']} steps, {seconds:.0f} s")
-    # The same shape of schedule; the warm-up is a share of the time here.
-    schedule = ScheduleConfig(name="wsd", warmup_steps=_RESOLUTION // 25, decay_fraction=0.4, min_lr_ratio=0.0)
-    for lr in options.lrs:
-        peer = build_peer(model.config)
-        steps = train_peer(peer, data, seconds, lr, schedule)
-        print(
-            f"peer, lr {lr:g}: {bits_per_byte(peer, data):.4f} bits per byte after {steps} steps, {seconds:.0f} s",
-            flush=True,
-        )
+    for line in report(tiny_run(options.router), options.seconds, options.factors, options.coefficients):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

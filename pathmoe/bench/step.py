@@ -1,13 +1,13 @@
-"""`make bench`: training steps of the tiny configuration and of its OLMoE peer, alternating in one process."""
+"""`make bench`: steps of the tiny run and of its OLMoE peer, and their MoE layers, alternating in one process."""
 
-# Shapes: B batch, S sequence, D hidden, F expert width.
+# Shapes: B batch, S sequence, D hidden, T = B*S tokens, E experts, K experts per token.
 
 import argparse
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,48 +16,49 @@ from transformers import PreTrainedModel
 from transformers.models.olmoe.modeling_olmoe import OlmoeMLP
 
 from pathmoe.bench.paired import paired_seconds, ratio
-from pathmoe.bench.peer import build_peer
+from pathmoe.bench.peer import build_peer, our_inputs, peer_inputs
 from pathmoe.bench.saved import saved_bytes
+from pathmoe.bench.tiny import TinyRun, tiny_run
 from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
-from pathmoe.training.config_files import config_folder, read_yaml
+from pathmoe.training.config_files import config_folder
+from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
+from pathmoe.training.optim import build_optimizer
 from pathmoe.training.provenance import provenance
 
-
-def tiny_settings(router: str = "path_b4") -> tuple[PathMoEConfig, int, int]:
-    """Model configuration, blocks per step and block length of the shipped tiny run."""
-    tiny, routed = (read_yaml(config_folder() / name) for name in ("tiny.yaml", f"routers/{router}.yaml"))
-    config = PathMoEConfig(**tiny["model"]["config"] | routed["model"]["config"])
-    blocks = tiny["data"]["micro_batch_size"] * tiny["trainer"].get("accumulate_grad_batches", 1)
-    return config, blocks, tiny["data"]["sequence_length"]
+Figure = int | float | tuple[float, ...]
+"""A number, or a ratio's lower quartile, median and upper quartile."""
 
 
-def training_step(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> Callable[[], None]:
-    """One step: forward, backward, clip, AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+def training_step(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool], run: TinyRun) -> Callable[[], None]:
+    """One step as the tiny run takes it: forward, backward, clip, optimizer."""
+    optimizer = build_optimizer(model, run.optimizer)
 
     def step() -> None:
-        model(**inputs, use_cache=False).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        model(**inputs).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), run.gradient_clip_val)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def layer_pass(layer: Callable[[Tensor], Tensor], x_BSD: Tensor) -> Callable[[], None]:
-    """Forward and backward of one layer."""
+def layer_pass(
+    layer: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], x_BSD: Tensor, grad_BSD: Tensor
+) -> Callable[[], None]:
+    """Forward and backward of one layer; gradients are returned and dropped, as a step that clears them leaves it."""
 
     def run() -> None:
-        layer(x_BSD).sum().backward()
+        torch.autograd.grad(layer(x_BSD), [x_BSD, *parameters], grad_BSD, allow_unused=True)
 
     return run
 
 
-def moe_layer(model: PathMoEForCausalLM) -> Callable[[Tensor], Tensor]:
-    """The first MoE layer of a model, with its router."""
+def moe_layer(model: PathMoEForCausalLM) -> tuple[Callable[[Tensor], Tensor], list[nn.Parameter]]:
+    """The first MoE layer of a model with its router, and the parameters of both."""
     layer, router = model.model.layers[0].mlp, model.model.router_of(0)
-    return lambda x_BSD: layer(x_BSD, router, None, None)[0]
+    parameters = [*layer.parameters(), *model.model.routers[0].parameters()]
+    return lambda x_BSD: layer(x_BSD, router, None, None)[0], parameters
 
 
 def dense_layer(config: PathMoEConfig) -> OlmoeMLP:
@@ -67,49 +68,83 @@ def dense_layer(config: PathMoEConfig) -> OlmoeMLP:
     return OlmoeMLP(shape)
 
 
-def report(rounds: int) -> dict[str, object]:
-    """All figures of the benchmark."""
+def busiest_over_mean(model: PathMoEForCausalLM, x_BSD: Tensor) -> float:
+    """Tokens of the busiest expert of the first MoE layer over the mean: 1 is a perfect balance."""
+    layer, router = model.model.layers[0].mlp, model.model.router_of(0)
+    ids_TK = layer(x_BSD, router, None, None)[1].expert_ids_TK
+    load_E = ids_TK.flatten().bincount(minlength=model.config.num_experts).double()
+    return float(load_E.max() / load_E.mean())
+
+
+def step_figures(run: TinyRun, rounds: int) -> dict[str, Figure]:
+    """Steps of both models on the tiny run's first batch."""
     torch.manual_seed(0)
-    config, blocks, length = tiny_settings()
-    ours, peer = PathMoEForCausalLM(config), build_peer(config)
-    tokens_BS = torch.randint(0, config.vocab_size, (blocks, length))
-    inputs = {"input_ids": tokens_BS, "labels": tokens_BS}
-    steps = {"ours": training_step(ours, inputs | {"return_logits": False}), "peer": training_step(peer, inputs)}
-    step_seconds = paired_seconds(steps, rounds)
-
-    x_BSD = torch.randn(blocks, length, config.hidden_size, requires_grad=True)
-    layers = {"ours": moe_layer(ours), "peer": peer.model.layers[0].mlp, "dense": dense_layer(config)}
-    layer_seconds = paired_seconds({name: layer_pass(layer, x_BSD) for name, layer in layers.items()}, 3 * rounds)
-
-    weights = (x_BSD, *ours.parameters(), *peer.parameters(), *layers["dense"].parameters())
-    num_tokens = blocks * length
+    batch = next(run.data.train_batches())
+    ours, whole, peer = PathMoEForCausalLM(run.config), PathMoEForCausalLM(run.config), build_peer(run.config)
+    seconds = paired_seconds(
+        {
+            "ours": training_step(ours, our_inputs(batch), run),
+            "whole": training_step(whole, our_inputs(batch, return_logits=True), run),
+            "peer": training_step(peer, peer_inputs(batch), run),
+        },
+        rounds,
+    )
+    num_tokens = batch["input_ids"].numel()
     return {
         "tokens per step": num_tokens,
-        "threads": torch.get_num_threads(),
-        "ours, tokens/s": num_tokens / statistics.median(step_seconds["ours"]),
-        "peer, tokens/s": num_tokens / statistics.median(step_seconds["peer"]),
-        "speed of ours over peer (quartiles)": ratio(step_seconds, "peer", "ours"),
-        "MoE layer over dense FFN of equal active FLOPs, time": ratio(layer_seconds, "ours", "dense"),
-        "peer's MoE layer over the same": ratio(layer_seconds, "peer", "dense"),
-        "saved for backward, ours, bytes per MoE layer": saved_bytes(partial(layers["ours"], x_BSD), weights),
-        "saved for backward, peer, bytes per MoE layer": saved_bytes(partial(layers["peer"], x_BSD), weights),
+        "ours, tokens/s": num_tokens / statistics.median(seconds["ours"]),
+        "peer, tokens/s": num_tokens / statistics.median(seconds["peer"]),
+        "speed of ours over peer": ratio(seconds, "peer", "ours"),
+        "the same with all logits at once, as the peer's": ratio(seconds, "peer", "whole"),
+    }
+
+
+def layer_figures(config: PathMoEConfig, num_blocks: int, length: int, rounds: int) -> dict[str, Figure]:
+    """One MoE layer of both models, router included, beside a dense FFN, on random hidden states."""
+    torch.manual_seed(0)
+    ours, peer, dense = PathMoEForCausalLM(config), build_peer(config), dense_layer(config)
+    x_BSD = torch.randn(num_blocks, length, config.hidden_size, requires_grad=True)
+    grad_BSD = torch.randn_like(x_BSD)
+    our_layer, our_parameters = moe_layer(ours)
+    layers = {
+        "ours": (our_layer, our_parameters),
+        "peer": (peer.model.layers[0].mlp, list(peer.model.layers[0].mlp.parameters())),
+        "dense": (dense, list(dense.parameters())),
+    }
+    passes = {name: layer_pass(layer, parameters, x_BSD, grad_BSD) for name, (layer, parameters) in layers.items()}
+    seconds = paired_seconds(passes, rounds)
+    saved = {name: saved_bytes(partial(layer, x_BSD), (x_BSD, *weights)) for name, (layer, weights) in layers.items()}
+    return {
+        "busiest expert over mean": busiest_over_mean(ours, x_BSD),
+        "MoE layer over dense FFN of equal active FLOPs, time": ratio(seconds, "ours", "dense"),
+        "peer's MoE layer over the same": ratio(seconds, "peer", "dense"),
+        "saved for backward beside x, ours, bytes per MoE layer": saved["ours"],
+        "saved for backward beside x, peer, bytes per MoE layer": saved["peer"],
     }
 
 
 def main() -> None:
     """Run the tests of what is timed, then time it, and print versions, commit and figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="Pairs of steps that are timed.")
+    parser = OneLineParser(prog="python -m pathmoe.bench.step", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20, help="Rounds of steps that are timed.")
     rounds = parser.parse_args().rounds
+    if rounds < 2:
+        fail(f"--rounds ({rounds}) must be at least 2, for quartiles; raise it")
     root = config_folder().parent
     tests = [str(root / "tests" / name) for name in ("kernels", "pathmoe/test_olmoe.py", "pathmoe/test_experts.py")]
+    if not (root / "tests").is_dir():
+        fail(f"{root / 'tests'} must be there, as what is timed is tested first; run it from a checkout")
     if subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=root).returncode:
-        raise SystemExit("the tests of what is timed fail; no figures")
+        fail(f"{root / 'tests'}: the tests of what is timed must pass; mend what fails above")
     print(json.dumps(provenance(), indent=2))
-    for name, value in report(rounds).items():
-        figures = value if isinstance(value, tuple) else (value,)
-        print(f"{name:<56}" + "  ".join(f"{x:,.2f}" if isinstance(x, float) else f"{x:,}" for x in figures))
+    run = tiny_run()
+    blocks, length = run.data.micro_batch_size, run.data.sequence_length
+    figures = step_figures(run, rounds) | layer_figures(run.config, blocks, length, 3 * rounds)
+    print(f"{'':<56}value, or lower quartile, median, upper quartile of a ratio")
+    for name, value in figures.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        print(f"{name:<56}" + "  ".join(f"{x:,.2f}" if isinstance(x, float) else f"{x:,}" for x in numbers))
 
 
 if __name__ == "__main__":
-    main()
+    with_one_line_errors(main)

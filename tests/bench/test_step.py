@@ -1,31 +1,48 @@
 # Shapes: B batch, S sequence, D hidden.
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
-from pathmoe import PathMoEForCausalLM
-from pathmoe.bench.step import dense_layer, moe_layer, tiny_settings, training_step
+from pathmoe import PathMoEConfig, PathMoEForCausalLM
+from pathmoe.bench.step import busiest_over_mean, dense_layer, layer_figures, moe_layer, step_figures, training_step
+from pathmoe.bench.tiny import TinyRun
+from pathmoe.data import TokenDataModule
+from pathmoe.training.optim import OptimizerConfig
+from pathmoe.training.schedule import ScheduleConfig
 
 
-def small() -> PathMoEForCausalLM:
-    config, _, _ = tiny_settings()
-    shape = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "moe_intermediate_size": 8}
-    return PathMoEForCausalLM(
-        type(config)(**config.to_dict() | shape | {"intermediate_size": None, "num_key_value_heads": None})
-    )
+def shape(**changes: object) -> PathMoEConfig:
+    fields = {
+        "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "layers_per_router": 2,
+    }  # fmt: skip
+    return PathMoEConfig(**fields | changes)
 
 
-def test_settings_are_those_of_the_tiny_run() -> None:
-    config, blocks, length = tiny_settings()
-    assert config.layers_per_router == 4
-    assert blocks >= 1 and length >= 64
+@pytest.fixture
+def run(tmp_path: Path) -> TinyRun:
+    data = TokenDataModule(
+        source="c-functions", num_documents=60, vocab_size=300, sequence_length=16, micro_batch_size=2,
+        cache_dir=str(tmp_path),
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("fit")
+    return TinyRun(
+        config=shape(), optimizer=OptimizerConfig(name="muon", lr=1e-2), schedule=ScheduleConfig(), max_steps=10,
+        gradient_clip_val=1.0, data=data,
+    )  # fmt: skip
 
 
-def test_step_lowers_the_loss_and_leaves_no_gradient() -> None:
+def test_step_lowers_the_loss_and_leaves_no_gradient(run: TinyRun) -> None:
     torch.manual_seed(0)
-    model = small()
-    tokens_BS = torch.randint(0, 40, (2, 12))
+    model = PathMoEForCausalLM(run.config)
+    tokens_BS = torch.randint(0, 300, (2, 12))
     inputs = {"input_ids": tokens_BS, "labels": tokens_BS}
     before = model(**inputs).loss.item()
-    step = training_step(model, inputs)
+    step = training_step(model, inputs, run)
     for _ in range(30):
         step()
     assert model(**inputs).loss.item() < before
@@ -33,10 +50,38 @@ def test_step_lowers_the_loss_and_leaves_no_gradient() -> None:
 
 
 def test_layers_that_are_compared_have_equal_active_flops() -> None:
-    model = small()
-    config = model.config
-    dense = sum(p.numel() for p in dense_layer(config).parameters())
+    model = PathMoEForCausalLM(shape())
+    dense = sum(p.numel() for p in dense_layer(model.config).parameters())
     experts = sum(p.numel() for p in model.model.layers[0].mlp.experts.parameters())
-    assert dense == experts * config.num_experts_per_tok // config.num_experts
-    x_BSD = torch.randn(2, 3, config.hidden_size)
-    assert moe_layer(model)(x_BSD).shape == x_BSD.shape
+    assert dense == experts * model.config.num_experts_per_tok // model.config.num_experts
+    x_BSD = torch.randn(2, 3, model.config.hidden_size)
+    layer, parameters = moe_layer(model)
+    assert layer(x_BSD).shape == x_BSD.shape
+    assert sum(p.numel() for p in parameters) == experts + model.config.num_experts * model.config.hidden_size
+
+
+def test_balance_is_told_from_collapse() -> None:
+    uniform, collapsed = (PathMoEForCausalLM(shape(force_uniform_routing=forced)) for forced in (True, False))
+    x_BSD = torch.ones(2, 8, 16)
+    assert busiest_over_mean(uniform, x_BSD) == 1
+    # Equal hidden states choose the same two experts of four.
+    assert busiest_over_mean(collapsed, x_BSD) == 2
+
+
+def test_figures_are_consistent(run: TinyRun) -> None:
+    steps = step_figures(run, rounds=2)
+    assert steps["tokens per step"] == 32
+    layers = layer_figures(run.config, 2, 16, rounds=2)
+    for name, value in (steps | layers).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        assert all(number > 0 for number in numbers), name
+    # Pre-activation [N, 2F] alone, which nothing in the layer can do without.
+    assert layers["saved for backward beside x, ours, bytes per MoE layer"] >= 4 * 2 * 32 * 16
+
+
+@pytest.mark.parametrize("rounds", ["0", "1"])
+def test_too_few_rounds_end_in_one_line(rounds: str) -> None:
+    command = [sys.executable, "-m", "pathmoe.bench.step", "--rounds", rounds]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: --rounds ({rounds})") and ended.stderr.count("\n") == 1
