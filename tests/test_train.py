@@ -87,7 +87,8 @@ def test_a_run_belongs_to_one_process_until_it_is_killed(
 
     first = start(*FIT, "--trainer.max_steps", "1000000", "--checkpoint_every_n_steps", "1000000")
     waited = time.monotonic()
-    while not (folder / "run" / "config.yaml").exists():
+    # What a run lays down last as it starts.
+    while not (folder / "run" / "provenance.json").exists():
         assert first.poll() is None and time.monotonic() - waited < 120
         time.sleep(0.05)
     files = sorted(os.listdir(folder / "run"))
