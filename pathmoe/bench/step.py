@@ -123,6 +123,16 @@ def layer_figures(config: PathMoEConfig, num_blocks: int, length: int, rounds: i
     }
 
 
+def report(run: TinyRun, rounds: int) -> list[str]:
+    """All figures as lines; a ratio is given as lower quartile, median and upper quartile."""
+    blocks, length = run.data.micro_batch_size, run.data.manifest.sequence_length
+    lines = []
+    for name, value in (step_figures(run, rounds) | layer_figures(run.config, blocks, length, 3 * rounds)).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        lines.append(f"{name:<56}" + "  ".join(f"{x:,.2f}" if isinstance(x, float) else f"{x:,}" for x in numbers))
+    return lines
+
+
 def main() -> None:
     """Run the tests of what is timed, then time it, and print versions, commit and figures."""
     parser = OneLineParser(prog="python -m pathmoe.bench.step", description=__doc__)
@@ -137,13 +147,8 @@ def main() -> None:
     if subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=root).returncode:
         fail(f"{root / 'tests'}: the tests of what is timed must pass; mend what fails above")
     print(json.dumps(provenance(), indent=2))
-    run = tiny_run()
-    blocks, length = run.data.micro_batch_size, run.data.sequence_length
-    figures = step_figures(run, rounds) | layer_figures(run.config, blocks, length, 3 * rounds)
-    print(f"{'':<56}value, or lower quartile, median, upper quartile of a ratio")
-    for name, value in figures.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        print(f"{name:<56}" + "  ".join(f"{x:,.2f}" if isinstance(x, float) else f"{x:,}" for x in numbers))
+    for line in report(tiny_run(), rounds):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
-from pathmoe.bench.step import busiest_over_mean, dense_layer, layer_figures, moe_layer, step_figures, training_step
+from pathmoe.bench.step import busiest_over_mean, dense_layer, moe_layer, report, training_step
 from pathmoe.bench.tiny import TinyRun
 from pathmoe.data import TokenDataModule
 from pathmoe.training.optim import OptimizerConfig
@@ -68,15 +68,14 @@ def test_balance_is_told_from_collapse() -> None:
     assert busiest_over_mean(collapsed, x_BSD) == 2
 
 
-def test_figures_are_consistent(run: TinyRun) -> None:
-    steps = step_figures(run, rounds=2)
-    assert steps["tokens per step"] == 32
-    layers = layer_figures(run.config, 2, 16, rounds=2)
-    for name, value in (steps | layers).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        assert all(number > 0 for number in numbers), name
+def test_report_gives_every_figure(run: TinyRun) -> None:
+    figures = {line[:56].strip(): [float(x.replace(",", "")) for x in line[56:].split()] for line in report(run, 2)}
+    assert len(figures) == 10
+    assert figures["tokens per step"] == [32]
+    for name, numbers in figures.items():
+        assert numbers == sorted(numbers) and numbers[0] > 0, name
     # Pre-activation [N, 2F] alone, which nothing in the layer can do without.
-    assert layers["saved for backward beside x, ours, bytes per MoE layer"] >= 4 * 2 * 32 * 16
+    assert figures["saved for backward beside x, ours, bytes per MoE layer"][0] >= 4 * 2 * 32 * 16
 
 
 @pytest.mark.parametrize("rounds", ["0", "1"])
