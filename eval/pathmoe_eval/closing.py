@@ -13,12 +13,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from pathmoe.training.export import check_export_folder, export_model
-from pathmoe.training.run_folder import LAST_CHECKPOINT, SUMMARY_FILE, write_text_atomically
+from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
 from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
 from pathmoe_eval.agreement import AdjacentCounts
 from pathmoe_eval.paths import PathCounts
 from pathmoe_eval.sample import sample_text
 
+SUMMARY_FILE = "summary.json"
 EXPORT_FOLDER = "export"
 
 _WIDTH = 80

@@ -131,10 +131,13 @@ def main() -> None:
         "--coefficients", nargs="+", type=float, default=[0.0, 0.01], help="Of the peer's load-balancing loss."
     )
     options = parser.parse_args()
-    for key in ("seconds", "factors"):
-        values = getattr(options, key)
-        if not all(0 < value < math.inf for value in (values if isinstance(values, list) else [values])):
-            fail(f"--{key} ({values}) must be above 0 and finite; raise it")
+    for key, values in (("seconds", [options.seconds]), ("factors", options.factors)):
+        for value in values:
+            if not 0 < value < math.inf:
+                fail(f"--{key} ({value}) must be above 0 and finite; change it")
+    for value in options.coefficients:
+        if not 0 <= value < math.inf:
+            fail(f"--coefficients ({value}) must be at least 0 and finite; 0 leaves the loss out")
     print(json.dumps(provenance(), indent=2))
     for line in report(tiny_run(options.router), options.seconds, options.factors, options.coefficients):
         print(line, flush=True)

@@ -49,7 +49,7 @@ def layer_pass(
     """Forward and backward of one layer; gradients are returned and dropped, as a step that clears them leaves it."""
 
     def run() -> None:
-        torch.autograd.grad(layer(x_BSD), [x_BSD, *parameters], grad_BSD, allow_unused=True)
+        torch.autograd.grad(layer(x_BSD), [x_BSD, *parameters], grad_BSD)
 
     return run
 

@@ -10,7 +10,6 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 TOKENIZER_FOLDER = "tokenizer"
-SUMMARY_FILE = "summary.json"
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 RUNS = Path("runs")

@@ -79,9 +79,9 @@ def test_report_trains_and_scores_all(run: TinyRun) -> None:
     assert "widen --factors" in lines[7]
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--seconds", "0"), ("--factors", "-1")])
+@pytest.mark.parametrize(("flag", "value"), [("--seconds", "0"), ("--factors", "-1"), ("--coefficients", "-1")])
 def test_bad_flags_end_in_one_line(flag: str, value: str) -> None:
     command = [sys.executable, "-m", "pathmoe.bench.quality", flag, value]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(f"error: {flag} (") and ended.stderr.count("\n") == 1

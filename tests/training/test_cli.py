@@ -22,9 +22,7 @@ CommandLine = Callable[..., Any]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but its log."""
-    files = [path for path in folder.rglob("*") if path.is_file() and folder / "csv" not in path.parents]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_help_names_every_subcommand(command_line: CommandLine) -> None:
