@@ -161,8 +161,12 @@ def test_a_saved_model_loads_as_it_was(router: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").is_file()
     assert isinstance(loaded, PathMoEForCausalLM)
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
-    assert torch.equal(loaded(input_ids).logits, expected)
-    assert all(torch.equal(loaded.get_buffer(name), bias_E) for name, bias_E in biases.items())
+    state = loaded.state_dict()
+    assert list(state) == list(model.state_dict())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert biases.keys() <= state.keys()
+    # Not to the bit: loaded weights lie in the mapped file, and MKL's GEMMs depend on where memory is aligned.
+    torch.testing.assert_close(loaded(input_ids).logits, expected, rtol=1e-5, atol=1e-6)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == trainable
 
