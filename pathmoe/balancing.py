@@ -1,6 +1,6 @@
 """Load balancing: the Switch loss, the z-loss, and selection biases without a loss. All per layer, then averaged."""
 
-# Shapes: T tokens, E experts, K experts per token, L deciding layers.
+# Shapes: T tokens, E experts, L deciding layers.
 
 from collections.abc import Sequence
 
@@ -8,61 +8,53 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pathmoe.routing import Routing, expert_scores, tokens_per_expert
+from pathmoe.routing import Routing
+from pathmoe_kernels import Routed
 
 
-def switch_loss(
-    routing: Routing, scoring_func: str, token_mask_T: Tensor | None = None, load_E: Tensor | None = None
-) -> Tensor:
+def switch_loss(routed: Routed, load_E: Tensor | None = None) -> Tensor:
     """Switch load-balancing loss of one layer: E * sum_e f_e P_e (Fedus et al. 2021, equations 4-6).
 
     f_e is the number of tokens that chose expert e over the number of tokens: it sums to K over experts, as in
     transformers (OLMoE) and not to 1, so that the loss of a uniform load is K. P_e is the mean over tokens of the score
     of e among all experts; sigmoid scores are first scaled to sum to one, or shrinking them all would lower the loss.
+    Padding counts in neither.
 
     Args:
-        routing: logits and expert ids are read; the gradient reaches the logits through P alone.
-        scoring_func: "softmax" or "sigmoid".
-        token_mask_T: [T] bool, False for padding, which counts neither in f nor in P.
+        routed: routed with `probability_sum`; the gradient reaches the logits through P alone.
         load_E: [E] tokens per expert to take f from instead of this routing's: those of the global batch so far.
 
     Returns:
         Scalar fp32.
     """
-    num_experts = routing.logits_TE.shape[-1]
-    scores_TE = expert_scores(routing.logits_TE, scoring_func)
-    if scoring_func == "sigmoid":
-        scores_TE = scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + torch.finfo(torch.float32).tiny)
-    if load_E is None:
-        load_E = tokens_per_expert(routing.expert_ids_TK, num_experts, token_mask_T)
-    load_E = load_E.float()
-    num_choices = routing.expert_ids_TK.shape[-1]
+    num_choices, num_experts = routed.expert_ids_TK.shape[1], routed.load_E.shape[0]
+    num_tokens = (routed.load_E.sum() / num_choices).clamp(min=1)
+    load_E = routed.load_E.float() if load_E is None else load_E.float()
     fraction_E = num_choices * load_E / load_E.sum().clamp(min=1)
-    return num_experts * (fraction_E * _masked_mean(scores_TE, token_mask_T)).sum()
+    return num_experts * (fraction_E * routed.probability_sum_E / num_tokens).sum()
 
 
-def z_loss(logits_TE: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
-    """Mean over tokens of the squared log-sum-exp of router logits (ST-MoE, Zoph et al. 2022, equation 5)."""
-    return _masked_mean(logits_TE.float().logsumexp(dim=-1).square(), token_mask_T)
+def z_loss(logsumexp_T: Tensor, token_mask_T: Tensor | None = None) -> Tensor:
+    """Mean over tokens of the squared log-sum-exp of router logits (ST-MoE, Zoph et al. 2022, equation 5).
 
-
-def _masked_mean(values: Tensor, token_mask_T: Tensor | None) -> Tensor:
+    Args:
+        logsumexp_T: [T] of the router logits.
+        token_mask_T: [T] bool, False for padding.
+    """
+    squared_T = logsumexp_T.square()
     if token_mask_T is None:
-        return values.mean(dim=0)
-    mask = token_mask_T.float().view(-1, *[1] * (values.dim() - 1))
-    return (values * mask).sum(dim=0) / mask.sum().clamp(min=1)
+        return squared_T.mean()
+    return (squared_T * token_mask_T).sum() / token_mask_T.sum().clamp(min=1)
 
 
 @torch.no_grad()
-def expert_load(routings: Sequence[Routing], token_mask_T: Tensor | None = None) -> Tensor:
+def expert_load(routings: Sequence[Routing]) -> Tensor:
     """Tokens per expert of each deciding layer: [L, E] int64, without padding.
 
     Args:
         routings: of the deciding layers, so that a shared decision counts once.
-        token_mask_T: [T] bool, False for padding.
     """
-    num_experts = routings[0].logits_TE.shape[-1]
-    return torch.stack([tokens_per_expert(r.expert_ids_TK, num_experts, token_mask_T) for r in routings])
+    return torch.stack([routing.routed.load_E for routing in routings]).long()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from transformers.integrations.moe import (
 )
 
 from pathmoe.config import PathMoEConfig
-from pathmoe_kernels import expert_mlp
+from pathmoe_kernels import Dispatch, expert_mlp, sort_by_expert
 
 
 class _Autocast(ExpertsInterface):
@@ -33,7 +33,12 @@ class _Autocast(ExpertsInterface):
 
 
 def _under_autocast(
-    forward: Callable, experts: "Experts", hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    forward: Callable,
+    experts: "Experts",
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    dispatch: Dispatch | None = None,  # the others sort for themselves
 ) -> Tensor:
     device_type = hidden_states.device.type
     if not torch.is_autocast_enabled(device_type):
@@ -67,7 +72,9 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.moe_intermediate_size))
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, dispatch: Dispatch | None = None
+    ) -> Tensor:
         """Weighted sum [T, D] of each token's experts; `experts_implementation="eager"` runs this plain loop."""
         sum_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         output_TD = torch.zeros(hidden_states.shape, dtype=sum_dtype, device=hidden_states.device)
@@ -79,7 +86,13 @@ class Experts(nn.Module):
         return output_TD.to(hidden_states.dtype)
 
 
-def pathmoe_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def pathmoe_experts_forward(
+    experts: Any,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    dispatch: Dispatch | None = None,
+) -> Tensor:
     """Our kernels for any experts module of transformers: `experts_implementation="pathmoe"`.
 
     Args:
@@ -87,12 +100,15 @@ def pathmoe_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Te
         hidden_states: [T, D].
         top_k_index: [T, K] integer.
         top_k_weights: [T, K].
+        dispatch: the rows of `top_k_index` sorted by expert, where they are at hand.
 
     Raises:
         ValueError: experts of another form: biases, interleaved or transposed weights, a gate of their own, ....
     """
     _refuse_other_forms(experts)
-    output_TD = expert_mlp(hidden_states, top_k_index, top_k_weights, experts.gate_up_proj, experts.down_proj)
+    if dispatch is None:
+        dispatch = sort_by_expert(top_k_index, experts.gate_up_proj.shape[0])
+    output_TD = expert_mlp(hidden_states, top_k_weights, experts.gate_up_proj, experts.down_proj, dispatch)
     return output_TD.to(hidden_states.dtype)
 
 

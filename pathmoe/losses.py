@@ -61,17 +61,15 @@ def routing_losses(
 
     Args:
         routings: of the deciding layers.
-        config: the coefficients and scoring_func are read.
-        token_mask_T: [T] bool, False for padding.
+        config: the coefficients are read.
+        token_mask_T: [T] bool, False for padding, as the routings were given it.
         load_LE: [L, E] load to take the Switch loss's f from, such as the global batch's; the routings' own when None.
     """
     balance = spread = None
     if config.router_aux_loss_coef:
         loads = [None] * len(routings) if load_LE is None else list(load_LE)
-        per_layer = [
-            switch_loss(r, config.scoring_func, token_mask_T, load) for r, load in zip(routings, loads, strict=True)
-        ]
+        per_layer = [switch_loss(r.routed, load) for r, load in zip(routings, loads, strict=True)]
         balance = torch.stack(per_layer).mean()
     if config.router_z_loss_coef:
-        spread = torch.stack([z_loss(routing.logits_TE, token_mask_T) for routing in routings]).mean()
+        spread = torch.stack([z_loss(routing.routed.logsumexp_T, token_mask_T) for routing in routings]).mean()
     return balance, spread

@@ -71,6 +71,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         previous: Routing | None = None,
         noise_TE: Tensor | None = None,
         router: partial | None = None,
+        token_mask_T: Tensor | None = None,
+        keep_logits: bool = False,
         **attention_kwargs: Any,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [B, S, D] after the layer, and the routing that holds from here on."""
@@ -79,7 +81,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         normalised = self.post_attention_layernorm(hidden_states)
         if not self.is_moe:
             return hidden_states + self.mlp(normalised), previous
-        expert_output, routing = self.mlp(normalised, router, previous, noise_TE)
+        expert_output, routing = self.mlp(normalised, router, previous, noise_TE, token_mask_T, keep_logits)
         return hidden_states + expert_output, routing
 
 
@@ -219,6 +221,10 @@ class PathMoEModel(PathMoEPreTrainedModel):
             **kwargs,
         }
 
+        decide_as = {
+            "token_mask_T": _token_mask(attention_mask, hidden_states.shape[1]),
+            "keep_logits": kwargs.get("output_router_logits", self.config.output_router_logits),
+        }
         routing: Routing | None = None
         routings = []
         for layer_idx, layer in enumerate(self.layers):
@@ -226,7 +232,7 @@ class PathMoEModel(PathMoEPreTrainedModel):
             router, noise_TE = None, None
             if moe_layer >= 0 and (router := self.router_of(moe_layer)) is not None:
                 noise_TE = self._noise(hidden_states, noise_seed, moe_layer)
-            hidden_states, routing = layer(hidden_states, routing, noise_TE, router=router, **attention)
+            hidden_states, routing = layer(hidden_states, routing, noise_TE, router=router, **decide_as, **attention)
             if moe_layer >= 0:
                 routings.append(routing)
         return PathMoEModelOutput(
@@ -290,7 +296,7 @@ class PathMoEForCausalLM(PathMoEPreTrainedModel, GenerationMixin):
         loss = cross_entropy = aux_loss = z_loss = None
         mask_T = _token_mask(attention_mask, hidden_states.shape[1])
         deciding = [outputs.routings[layer] for layer in self.model.sharing.deciding_layers]
-        load_LE = balance_load_LE = expert_load(deciding, mask_T)
+        load_LE = balance_load_LE = expert_load(deciding)
         if shift_labels is not None:
             full_logits = logits if logits is not None and logits.shape[1] == hidden_states.shape[1] else None
             loss = cross_entropy = language_model_loss(

@@ -11,7 +11,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.experts import Experts
-from pathmoe.routing import Routing, decide
+from pathmoe.routing import Routing, decide, decide_from_hidden
 
 
 class MoELayer(nn.Module):
@@ -33,7 +33,13 @@ class MoELayer(nn.Module):
         self.register_buffer("selection_bias_E", bias)
 
     def forward(
-        self, x_BSD: Tensor, router: partial | None, previous: Routing | None, noise_TE: Tensor | None
+        self,
+        x_BSD: Tensor,
+        router: partial | None,
+        previous: Routing | None,
+        noise_TE: Tensor | None = None,
+        token_mask_T: Tensor | None = None,
+        keep_logits: bool = False,
     ) -> tuple[Tensor, Routing]:
         """Output [B, S, D] and the routing it took.
 
@@ -43,20 +49,34 @@ class MoELayer(nn.Module):
                 GRU cell bound to it; None for a follower.
             previous: the last decision, which a follower takes over and a recurrent router continues.
             noise_TE: [T, E] noise on the logits.
+            token_mask_T: [T] bool, False for padding, which is no load.
+            keep_logits: call the router for its logits even where the kernel needs its matrix only.
         """
         x_TD = rearrange(x_BSD, "b s d -> (b s) d")
-        routing = self.route(x_TD, router, previous, noise_TE)
-        y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.expert_weights_TK)
+        routing = previous
+        if router is not None:
+            routing = self.route(x_TD, router, previous, noise_TE, token_mask_T, keep_logits)
+        assert routing is not None, "the first MoE layer decides"
+        y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.expert_weights_TK, dispatch=routing.routed.dispatch)
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
         return rearrange(y_TD, "(b s) d -> b s d", b=x_BSD.shape[0]), routing
 
-    def route(self, x_TD: Tensor, router: partial | None, previous: Routing | None, noise_TE: Tensor | None) -> Routing:
-        """This layer's decision, or the previous one where it follows."""
-        if router is None:
-            assert previous is not None, "the first MoE layer decides"
-            return previous
+    def route(
+        self,
+        x_TD: Tensor,
+        router: partial,
+        previous: Routing | None,
+        noise_TE: Tensor | None,
+        token_mask_T: Tensor | None,
+        keep_logits: bool,
+    ) -> Routing:
+        """This layer's own decision."""
+        decide_as = {"selection_bias_E": self.selection_bias_E, "token_mask_T": token_mask_T}
+        gate_ED = router.func.gate(router.keywords["slot"])
+        if gate_ED is not None and noise_TE is None and not keep_logits:
+            return decide_from_hidden(x_TD, gate_ED, self.config, **decide_as)
         logits_TE, state_TP = router(x_TD, state_TP=None if previous is None else previous.router_state_TP)
         if noise_TE is not None:
             logits_TE = logits_TE + noise_TE
-        return decide(logits_TE, self.config, self.selection_bias_E, state_TP)
+        return decide(logits_TE, self.config, **decide_as, state_TP=state_TP)

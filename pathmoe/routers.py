@@ -33,6 +33,10 @@ class Router(nn.Module):
         """The router's formula, outside autocast."""
         raise NotImplementedError
 
+    def gate(self, slot: int) -> Tensor | None:
+        """The matrix [E, D] whose product with the hidden states is the whole formula; None if there is more to it."""
+        return None
+
     def reset_parameters(self, std: float) -> None:
         """Initialise with standard deviation `std` where the formula has no scale of its own."""
         raise NotImplementedError
@@ -57,14 +61,18 @@ class LinearRouter(Router):
         self, x_TD: Tensor, slot: int, state_TP: Tensor | None, cell: nn.GRUCell | None
     ) -> tuple[Tensor, Tensor | None]:
         """See the class."""
-        return F.linear(x_TD, self.matrix(slot), None if self.bias is None else self.bias.float()), None
+        return F.linear(x_TD, self.matrix(slot).float(), None if self.bias is None else self.bias.float()), None
 
     def matrix(self, slot: int) -> Tensor:
-        """The matrix [E, D] that the layer in `slot` routes with, fp32."""
-        weight_ED = self.weight.float()
-        if self.rank:
-            weight_ED = weight_ED + self.low_rank_a[slot].float() @ self.low_rank_b[slot].float()
-        return weight_ED
+        """The matrix [E, D] that the layer in `slot` routes with; fp32 if it is low-rank corrected."""
+        if not self.rank:
+            return self.weight
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.weight.float() + self.low_rank_a[slot].float() @ self.low_rank_b[slot].float()
+
+    def gate(self, slot: int) -> Tensor | None:
+        """The layer's matrix, unless logits have a bias."""
+        return self.matrix(slot) if self.bias is None else None
 
     def reset_parameters(self, std: float) -> None:
         """Gaussian matrices, zero bias and A."""

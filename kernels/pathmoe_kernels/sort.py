@@ -5,20 +5,41 @@
 import torch
 from torch import Tensor
 
+from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.route_rule import Dispatch
+from pathmoe_kernels.sort_reference import sort_reference
 
-def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Stable order of the routed rows by expert, and where each expert's rows end.
+
+def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Dispatch:
+    """Stable order of the routed rows by expert, its inverse, and where each expert's rows end.
+
+    On a GPU two kernels, without waiting for it.
 
     Args:
-        expert_ids_TK: [T, K] integer ids from 0; one of num_experts or more sorts last and belongs to no expert.
+        expert_ids_TK: [T, K] integer ids; one outside 0 .. num_experts - 1 sorts last and belongs to no expert.
         num_experts: E.
 
-    Returns:
-        order_N: [N] int64; the sorted position j holds row `order_N[j]` of the flattened [T, K], so that the token is
-            `order_N[j] // K`. Rows of one expert keep their order.
-        ends_E: [E] int32; expert e has sorted positions `ends_E[e - 1]` (0 for the first) up to `ends_E[e]`.
+    Raises:
+        ValueError: more than 2^31 - 1 rows.
     """
-    sorted_ids_N, order_N = expert_ids_TK.reshape(-1).sort(stable=True)
-    # Ends by binary search: `bincount` would wait for the device.
-    experts_E = torch.arange(num_experts, device=expert_ids_TK.device, dtype=expert_ids_TK.dtype)
-    return order_N, torch.searchsorted(sorted_ids_N, experts_E, right=True, out_int32=True)
+    if expert_ids_TK.numel() >= 2**31:
+        raise ValueError(f"expert_ids ({expert_ids_TK.numel()} rows) must be fewer than 2^31; split the batch")
+    return Dispatch(*_sort_op(expert_ids_TK, num_experts))
+
+
+@torch.library.custom_op("pathmoe::sort_by_expert", mutates_args=())
+def _sort_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    if not runs_triton(expert_ids_TK):
+        return tuple(sort_reference(expert_ids_TK, num_experts))
+    from pathmoe_kernels.metadata_triton import count_rows, place_rows
+
+    ids_N = expert_ids_TK.reshape(-1)
+    rows_per_chunk = 512
+    chunk_starts_CE, ends_E = count_rows(ids_N, num_experts, rows_per_chunk)
+    return *place_rows(ids_N, chunk_starts_CE, ends_E, rows_per_chunk), ends_E
+
+
+@_sort_op.register_fake
+def _sort_fake(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    order_N = expert_ids_TK.new_empty(expert_ids_TK.numel(), dtype=torch.int32)
+    return order_N, torch.empty_like(order_N), expert_ids_TK.new_empty(num_experts, dtype=torch.int32)

@@ -1,0 +1,71 @@
+"""`expert_mlp` on a GPU: Triton kernels around grouped GEMMs."""
+
+# Shapes: T tokens, E experts, K experts per token, N = T*K routed rows, D hidden, F expert width, G = 2F.
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathmoe_kernels.grouped import padding, rows_by_rows, rows_by_weights
+from pathmoe_kernels.route_rule import Dispatch
+from pathmoe_kernels.rows_triton import combine_rows, gather_rows
+from pathmoe_kernels.swiglu_triton import swiglu, swiglu_backward
+
+
+def pad_weights(gate_up_EGD: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights with zeros up to the alignment of grouped GEMMs, themselves where they are aligned."""
+    num_experts, hidden_size, width = down_EDF.shape
+    pad_hidden, pad_width = padding(hidden_size, down_EDF.dtype), padding(width, down_EDF.dtype)
+    if pad_hidden or pad_width:
+        halves = gate_up_EGD.reshape(num_experts, 2, width, hidden_size)
+        gate_up_EGD = F.pad(halves, (0, pad_hidden, 0, pad_width)).flatten(1, 2)
+        down_EDF = F.pad(down_EDF, (0, pad_width, 0, pad_hidden))
+    return gate_up_EGD.contiguous(), down_EDF.contiguous()
+
+
+def _pre_activation(x_TD: Tensor, gate_up_EGD: Tensor, dispatch: Dispatch, num_choices: int) -> Tensor:
+    return rows_by_weights(gather_rows(x_TD, dispatch, num_choices), gate_up_EGD.mT, dispatch.ends_E)
+
+
+def forward(
+    x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, dispatch: Dispatch
+) -> tuple[Tensor, Tensor]:
+    """Output [T, D] and pre-activation [N, 2F] (with the padding of F that grouped GEMMs need)."""
+    hidden_size = x_TD.shape[1]
+    gate_up_EGD, down_EDF = pad_weights(gate_up_EGD, down_EDF)
+    x_TD = F.pad(x_TD, (0, down_EDF.shape[1] - hidden_size)).contiguous()
+    pre_activation_NG = _pre_activation(x_TD, gate_up_EGD, dispatch, weights_TK.shape[1])
+    activation_NF = swiglu(pre_activation_NG, dispatch.ends_E)
+    y_ND = rows_by_weights(activation_NF, down_EDF.mT, dispatch.ends_E)
+    y_TD = combine_rows(y_ND, dispatch, weights_TK.contiguous(), weights_TK.shape[1])
+    return y_TD[:, :hidden_size].contiguous(), pre_activation_NG
+
+
+def backward(
+    grad_TD: Tensor, x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, dispatch: Dispatch,
+    pre_activation_NG: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, weights, gate_up and down; without a pre-activation it is computed again."""
+    (num_experts, hidden_size, width), num_choices = down_EDF.shape, weights_TK.shape[1]
+    gate_up_EGD, down_EDF = pad_weights(gate_up_EGD, down_EDF)
+    pad_hidden = (0, down_EDF.shape[1] - hidden_size)
+    x_TD, grad_TD = F.pad(x_TD, pad_hidden).contiguous(), F.pad(grad_TD, pad_hidden).contiguous()
+    x_ND = gather_rows(x_TD, dispatch, num_choices)
+    if pre_activation_NG is None:
+        pre_activation_NG = rows_by_weights(x_ND, gate_up_EGD.mT, dispatch.ends_E)
+    grad_y_ND = gather_rows(grad_TD, dispatch, num_choices)
+    # The gradient of the unweighted activation: with it, <grad, activation> is that of the routing weight.
+    grad_NF = rows_by_weights(grad_y_ND, down_EDF, dispatch.ends_E)
+    grad_h_NG, weighted_NF, grad_weights_TK = swiglu_backward(
+        pre_activation_NG, grad_NF, dispatch.order_N, weights_TK.contiguous(), dispatch.ends_E
+    )
+    grad_down_EDF = rows_by_rows(grad_y_ND, weighted_NF, dispatch.ends_E)
+    grad_gate_up_EGD = rows_by_rows(grad_h_NG, x_ND, dispatch.ends_E)
+    grad_x_ND = rows_by_weights(grad_h_NG, gate_up_EGD, dispatch.ends_E)
+    grad_x_TD = combine_rows(grad_x_ND, dispatch, None, num_choices)
+    halves = grad_gate_up_EGD.unflatten(1, (2, -1))[:, :, :width, :hidden_size]
+    return (
+        grad_x_TD[:, :hidden_size].contiguous(),
+        grad_weights_TK,
+        halves.reshape(num_experts, 2 * width, hidden_size),
+        grad_down_EDF[:, :hidden_size, :width].contiguous(),
+    )

@@ -1,0 +1,28 @@
+"""Grouped GEMMs over rows sorted by expert."""
+
+# Shapes: N routed rows, E experts, I and O the inner and outer widths of a GEMM.
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ALIGNMENT = 16
+"""Bytes that rows of a grouped GEMM's operands must be multiples of."""
+
+
+def padding(width: int, dtype: torch.dtype) -> int:
+    """Columns that a row of `width` lacks to be aligned."""
+    return -width % (ALIGNMENT // dtype.itemsize)
+
+
+def rows_by_weights(rows_NI: Tensor, weights_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    """Each expert's rows times its matrix, [N, O]. Rows past the last expert's are left as the memory was."""
+    return F.grouped_mm(rows_NI, weights_EIO, offs=ends_E)
+
+
+def rows_by_rows(left_NI: Tensor, right_NO: Tensor, ends_E: Tensor) -> Tensor:
+    """Each expert's left rows, transposed, times its right rows, [E, I, O]; zeros for an expert without rows."""
+    product_EIO = F.grouped_mm(left_NI.T, right_NO, offs=ends_E)
+    # Some versions leave the product of an empty group as the memory was (pytorch issue 172439).
+    rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    return product_EIO.masked_fill_((rows_E == 0)[:, None, None], 0.0)

@@ -1,0 +1,174 @@
+"""From hidden states, or router logits, to experts, weights and the rows sorted by expert: one op, two launches."""
+
+# Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows.
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathmoe_kernels import route_reference
+from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.route_rule import Dispatch, Routed, RouteRule
+
+MAX_ROWS = 2**31 - 1
+
+
+def route(
+    x_TD: Tensor,
+    gate_ED: Tensor,
+    rule: RouteRule,
+    *,
+    selection_bias_E: Tensor | None = None,
+    token_mask_T: Tensor | None = None,
+) -> Routed:
+    """Route tokens by the logits x W^T, which are in fp32 whatever the dtype of x and W.
+
+    Scores are the softmax or the sigmoid of the logits. The K experts of highest score, plus selection bias where
+    there is one (Wang et al. 2024, arXiv 2408.15664), are chosen, the lower index winning a tie; their weights are
+    their scores without the bias, scaled to sum to one if the rule says so, times the scaling factor. A row whose
+    scores hold a NaN goes to experts 0 .. K - 1 with NaN weights, so that nothing is routed silently or waited for.
+
+    Differentiable in x and the gate through weights, log-sum-exp and probability sum. Saved for backward: x and O(N).
+
+    Args:
+        x_TD: [T, D] bf16, fp16, fp32 (or fp64 off CUDA).
+        gate_ED: [E, D] in x's dtype; another one is cast to the wider of both.
+        rule: how to choose and weigh.
+        selection_bias_E: [E] fp32 added to the scores for the choice.
+        token_mask_T: [T] bool, False for padding, which counts neither as load nor in the probability sum, but is
+            routed.
+
+    Raises:
+        ValueError: K above E, or more than 2^31 - 1 routed rows.
+    """
+    if x_TD.dtype != gate_ED.dtype:
+        dtype = torch.promote_types(x_TD.dtype, gate_ED.dtype)
+        x_TD, gate_ED = x_TD.to(dtype), gate_ED.to(dtype)
+    return _route(x_TD, gate_ED, rule, selection_bias_E, token_mask_T)
+
+
+def route_logits(
+    logits_TE: Tensor, rule: RouteRule, *, selection_bias_E: Tensor | None = None, token_mask_T: Tensor | None = None
+) -> Routed:
+    """As `route`, from router logits [T, E] of any formula; differentiable in them."""
+    return _route(logits_TE, None, rule, selection_bias_E, token_mask_T)
+
+
+def _route(
+    x_TD: Tensor, gate_ED: Tensor | None, rule: RouteRule, bias_E: Tensor | None, mask_T: Tensor | None
+) -> Routed:
+    num_experts = x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
+    if rule.num_experts_per_tok > num_experts:
+        raise ValueError(
+            f"num_experts_per_tok ({rule.num_experts_per_tok}) must be at most the number of experts ({num_experts}); "
+            "lower it"
+        )
+    if x_TD.shape[0] * rule.num_experts_per_tok > MAX_ROWS:
+        raise ValueError(f"tokens ({x_TD.shape[0]}) times num_experts_per_tok must be below 2^31; split the batch")
+    weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, *dispatch = _route_op(
+        x_TD, gate_ED, bias_E, mask_T, *rule
+    )
+    return Routed(weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, Dispatch(*dispatch))
+
+
+@torch.library.custom_op("pathmoe::route", mutates_args=())
+def _route_op(
+    x_TD: Tensor, gate_ED: Tensor | None, bias_E: Tensor | None, mask_T: Tensor | None, num_experts_per_tok: int,
+    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, probability_sum: bool, uniform: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rule = RouteRule(num_experts_per_tok, sigmoid, norm_topk_prob, routed_scaling_factor, probability_sum, uniform)
+    if not runs_triton(x_TD):
+        *routed, dispatch = route_reference.route_forward(x_TD, gate_ED, bias_E, mask_T, rule)
+        return *routed, *dispatch
+    from pathmoe_kernels.metadata_triton import place_rows
+    from pathmoe_kernels.route_forward_triton import route_forward, tokens_per_chunk
+
+    x_TD, gate_ED = x_TD.contiguous(), None if gate_ED is None else gate_ED.contiguous()
+    num_experts = x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
+    (*routed, dispatch), chunk_starts_CE = route_forward(x_TD, gate_ED, bias_E, mask_T, num_experts, rule)
+    rows_per_chunk = tokens_per_chunk(num_experts) * num_experts_per_tok
+    order_N, position_N = place_rows(routed[1].view(-1), chunk_starts_CE, dispatch.ends_E, rows_per_chunk)
+    return *routed, order_N, position_N, dispatch.ends_E
+
+
+@_route_op.register_fake
+def _route_fake(
+    x_TD: Tensor, gate_ED: Tensor | None, bias_E: Tensor | None, mask_T: Tensor | None, num_experts_per_tok: int,
+    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, probability_sum: bool, uniform: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    num_tokens, num_experts = x_TD.shape[0], x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
+    dtype = torch.promote_types(x_TD.dtype, torch.float32)
+
+    def integers(*shape: int) -> Tensor:
+        return x_TD.new_empty(shape, dtype=torch.int32)
+
+    num_rows = num_tokens * num_experts_per_tok
+    return (
+        x_TD.new_empty(num_tokens, num_experts_per_tok, dtype=dtype),
+        integers(num_tokens, num_experts_per_tok),
+        x_TD.new_empty(num_tokens, dtype=dtype),
+        integers(num_experts),
+        x_TD.new_empty(num_experts if probability_sum else 0, dtype=dtype),
+        integers(num_rows),
+        integers(num_rows),
+        integers(num_experts),
+    )
+
+
+@torch.library.custom_op("pathmoe::route_backward", mutates_args=())
+def _route_backward_op(
+    x_TD: Tensor, gate_ED: Tensor | None, mask_T: Tensor | None, ids_TK: Tensor, weights_TK: Tensor,
+    logsumexp_T: Tensor, grad_weights_TK: Tensor, grad_logsumexp_T: Tensor | None, grad_probability_E: Tensor | None,
+    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rule = RouteRule(ids_TK.shape[1], sigmoid, norm_topk_prob, routed_scaling_factor)
+    saved = (mask_T, ids_TK, weights_TK, logsumexp_T, grad_weights_TK, grad_logsumexp_T, grad_probability_E)
+    if runs_triton(x_TD):
+        from pathmoe_kernels.route_backward_triton import route_backward
+
+        x_TD, gate_ED = x_TD.contiguous(), None if gate_ED is None else gate_ED.contiguous()
+        grad_logits_TE, grad_x_TD = route_backward(x_TD, gate_ED, *saved, rule)
+    else:
+        grad_logits_TE, grad_x_TD = route_reference.route_backward(x_TD, gate_ED, *saved, rule)
+    if gate_ED is None:
+        return grad_logits_TE.to(x_TD.dtype), x_TD.new_empty(0)
+    assert grad_x_TD is not None
+    grad_gate_ED = (grad_logits_TE.T @ x_TD.to(grad_logits_TE.dtype)).to(gate_ED.dtype)
+    return grad_x_TD, grad_gate_ED
+
+
+@_route_backward_op.register_fake
+def _route_backward_fake(
+    x_TD: Tensor, gate_ED: Tensor | None, mask_T: Tensor | None, ids_TK: Tensor, weights_TK: Tensor,
+    logsumexp_T: Tensor, grad_weights_TK: Tensor, grad_logsumexp_T: Tensor | None, grad_probability_E: Tensor | None,
+    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(x_TD), x_TD.new_empty(0) if gate_ED is None else torch.empty_like(gate_ED)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x_TD, gate_ED, _, mask_T, num_experts_per_tok, *ctx.formula, _, _ = inputs
+    weights_TK, ids_TK, logsumexp_T, *_ = output
+    ctx.save_for_backward(x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_weights_TK: Tensor | None, _ids: None, grad_logsumexp_T: Tensor | None, _load: None,
+    grad_probability_E: Tensor | None, *_dispatch: None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T = ctx.saved_tensors
+    grads = [grad_weights_TK, grad_logsumexp_T, grad_probability_E]
+    grad_x = grad_gate = None
+    if any(grad is not None for grad in grads):
+        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        if grads[0] is None:
+            grads[0] = torch.zeros_like(weights_TK)
+        grad_x, grad_gate = _route_backward_op(
+            x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T, *grads, *ctx.formula
+        )
+    return grad_x, None if gate_ED is None else grad_gate, *[None] * 8
+
+
+_route_op.register_autograd(_backward, setup_context=_setup_context)
