@@ -28,6 +28,7 @@ def switch_loss(routed: Routed, load_E: Tensor | None = None) -> Tensor:
         Scalar fp32.
     """
     num_choices, num_experts = routed.expert_ids_TK.shape[1], routed.load_E.shape[0]
+    assert len(routed.probability_sum_E) == num_experts, "routed without probability_sum"
     num_tokens = (routed.load_E.sum() / num_choices).clamp(min=1)
     load_E = routed.load_E.float() if load_E is None else load_E.float()
     fraction_E = num_choices * load_E / load_E.sum().clamp(min=1)

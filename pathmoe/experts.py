@@ -38,7 +38,7 @@ def _under_autocast(
     hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
-    dispatch: Dispatch | None = None,  # the others sort for themselves
+    dispatch: Dispatch | None = None,  # theirs sort for themselves
 ) -> Tensor:
     device_type = hidden_states.device.type
     if not torch.is_autocast_enabled(device_type):
@@ -75,7 +75,11 @@ class Experts(nn.Module):
     def forward(
         self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, dispatch: Dispatch | None = None
     ) -> Tensor:
-        """Weighted sum [T, D] of each token's experts; `experts_implementation="eager"` runs this plain loop."""
+        """Weighted sum [T, D] of each token's experts; `experts_implementation="eager"` runs this plain loop.
+
+        A `dispatch` is for `pathmoe_experts_forward`, see there; neither this loop nor transformers' implementations
+        read it.
+        """
         sum_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         output_TD = torch.zeros(hidden_states.shape, dtype=sum_dtype, device=hidden_states.device)
         for e in range(self.num_experts):

@@ -3,7 +3,6 @@
 # Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, K experts per token, L deciding layers.
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from pathmoe.experts import Experts
 from pathmoe.losses import language_model_loss, routing_losses
 from pathmoe.moe import MoELayer
 from pathmoe.noise import layer_noise
-from pathmoe.routers import Router, build_router
+from pathmoe.routers import LayerRouter, Router, build_router
 from pathmoe.routing import Routing
 
 
@@ -70,7 +69,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         previous: Routing | None = None,
         noise_TE: Tensor | None = None,
-        router: partial | None = None,
+        router: LayerRouter | None = None,
         token_mask_T: Tensor | None = None,
         keep_logits: bool = False,
         **attention_kwargs: Any,
@@ -169,12 +168,12 @@ class PathMoEModel(PathMoEPreTrainedModel):
         self.post_init()
         self.freeze_routers()
 
-    def router_of(self, moe_layer: int) -> partial | None:
-        """What MoE layer `moe_layer` calls for its logits; None for a layer that follows another's decision."""
+    def router_of(self, moe_layer: int) -> LayerRouter | None:
+        """What MoE layer `moe_layer` decides with; None for a layer that follows another's decision."""
         if self.sharing.decider_of_layer[moe_layer] != moe_layer:
             return None
-        router = self.routers[self.sharing.router_of_layer[moe_layer]]
-        return partial(router, slot=self.sharing.slot_of_layer[moe_layer], cell=self.router_cell)
+        router: Any = self.routers[self.sharing.router_of_layer[moe_layer]]
+        return LayerRouter(router, self.sharing.slot_of_layer[moe_layer], self.router_cell)
 
     @merge_with_config_defaults
     @capture_outputs

@@ -2,8 +2,6 @@
 
 # Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts, P router state width.
 
-from functools import partial
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.experts import Experts
+from pathmoe.routers import LayerRouter
 from pathmoe.routing import Routing, decide, decide_from_hidden
 
 
@@ -35,8 +34,8 @@ class MoELayer(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        router: partial | None,
-        previous: Routing | None,
+        router: LayerRouter | None,
+        previous: Routing | None = None,
         noise_TE: Tensor | None = None,
         token_mask_T: Tensor | None = None,
         keep_logits: bool = False,
@@ -45,12 +44,11 @@ class MoELayer(nn.Module):
 
         Args:
             x_BSD: [B, S, D] normalised hidden states.
-            router: from hidden states and state to logits and state, for a layer that decides, with its slot and the
-                GRU cell bound to it; None for a follower.
+            router: of a layer that decides; None for a follower.
             previous: the last decision, which a follower takes over and a recurrent router continues.
             noise_TE: [T, E] noise on the logits.
             token_mask_T: [T] bool, False for padding, which is no load.
-            keep_logits: call the router for its logits even where the kernel needs its matrix only.
+            keep_logits: have the routing hold its logits, also where the kernel needs no more than the router's matrix.
         """
         x_TD = rearrange(x_BSD, "b s d -> (b s) d")
         routing = previous
@@ -65,7 +63,7 @@ class MoELayer(nn.Module):
     def route(
         self,
         x_TD: Tensor,
-        router: partial,
+        router: LayerRouter,
         previous: Routing | None,
         noise_TE: Tensor | None,
         token_mask_T: Tensor | None,
@@ -73,10 +71,12 @@ class MoELayer(nn.Module):
     ) -> Routing:
         """This layer's own decision."""
         decide_as = {"selection_bias_E": self.selection_bias_E, "token_mask_T": token_mask_T}
-        gate_ED = router.func.gate(router.keywords["slot"])
-        if gate_ED is not None and noise_TE is None and not keep_logits:
+        # The kernel would route double precision in double precision, and routers compute in fp32.
+        wants_logits = keep_logits or noise_TE is not None or x_TD.dtype == torch.float64
+        gate_ED = None if wants_logits else router.gate()
+        if gate_ED is not None:
             return decide_from_hidden(x_TD, gate_ED, self.config, **decide_as)
-        logits_TE, state_TP = router(x_TD, state_TP=None if previous is None else previous.router_state_TP)
+        logits_TE, state_TP = router.logits(x_TD, None if previous is None else previous.router_state_TP)
         if noise_TE is not None:
             logits_TE = logits_TE + noise_TE
         return decide(logits_TE, self.config, **decide_as, state_TP=state_TP)

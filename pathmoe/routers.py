@@ -1,13 +1,15 @@
 """The routers: modules from hidden states to router logits, any of them shareable by several layers.
 
 A router is called with the hidden states, the layer's slot (its position among the router's deciding layers), the
-state that the last decision left (recurrent routers), and the GRU cell that all recurrent routers share. Every router
-computes in fp32 whatever the autocast: its logits decide a discrete choice.
+state that the last decision left (recurrent routers), and the GRU cell that all recurrent routers share; `LayerRouter`
+binds what is the layer's. Every router computes in fp32 whatever the autocast: its logits decide a discrete choice. A
+router that is one matrix product lends its matrix to the routing kernel instead, which keeps the logits to itself.
 """
 
 # Shapes: T tokens, D hidden, E experts, P router width, R rank of a correction, L deciding layers of a router.
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,25 @@ class Router(nn.Module):
     def reset_parameters(self, std: float) -> None:
         """Initialise with standard deviation `std` where the formula has no scale of its own."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LayerRouter:
+    """A router as one deciding layer uses it."""
+
+    router: Router
+    slot: int = 0
+    """The layer's position among the router's deciding layers."""
+    cell: nn.GRUCell | None = None
+    """What all recurrent routers share."""
+
+    def logits(self, x_TD: Tensor, state_TP: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Router logits and the next state, see `Router.forward`."""
+        return self.router(x_TD, slot=self.slot, state_TP=state_TP, cell=self.cell)
+
+    def gate(self) -> Tensor | None:
+        """See `Router.gate`."""
+        return self.router.gate(self.slot)
 
 
 class LinearRouter(Router):

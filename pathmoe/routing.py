@@ -1,4 +1,4 @@
-"""From router logits to a decision: which experts, with which weights."""
+"""From hidden states or router logits to a decision: which experts, with which weights."""
 
 # Shapes: T tokens, E experts, K experts per token, D hidden, P router state width.
 
@@ -63,9 +63,8 @@ def decide(
         token_mask_T: [T] bool, False for padding, which is no load.
         state_TP: [T, P] router state to hand on.
     """
-    routed = route_logits(
-        logits_TE.float(), route_rule(config), selection_bias_E=selection_bias_E, token_mask_T=token_mask_T
-    )
+    logits_TE = logits_TE.float()
+    routed = route_logits(logits_TE, route_rule(config), selection_bias_E=selection_bias_E, token_mask_T=token_mask_T)
     return Routing(routed, logits_TE, state_TP)
 
 

@@ -27,6 +27,8 @@ def _set_environment(session_dir: str) -> None:
         OMP_NUM_THREADS="1",
         MKL_NUM_THREADS="1",
         TOKENIZERS_PARALLELISM="false",
+        # Triton's kernels run in its interpreter, which looks here when a kernel is defined, so before any import.
+        TRITON_INTERPRET="1",
     )
     # One place for all workers, so that what a test prepares is prepared once.
     cache_variables = {

@@ -1,4 +1,4 @@
-"""`expert_mlp` in plain PyTorch, written for a CPU: experts in chunks whose rows stay in cache, in memory that is reused.
+"""`expert_mlp` in plain PyTorch, for a CPU: experts in chunks whose rows stay in cache, in memory that is reused.
 
 Memory fresh from the system costs a page fault for every page, more than an activation costs; so what does not outlive
 the call is one chunk long.

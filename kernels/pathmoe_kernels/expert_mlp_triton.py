@@ -22,8 +22,9 @@ def pad_weights(gate_up_EGD: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor]:
     return gate_up_EGD.contiguous(), down_EDF.contiguous()
 
 
-def _pre_activation(x_TD: Tensor, gate_up_EGD: Tensor, dispatch: Dispatch, num_choices: int) -> Tensor:
-    return rows_by_weights(gather_rows(x_TD, dispatch, num_choices), gate_up_EGD.mT, dispatch.ends_E)
+def _pad_columns(x_TD: Tensor, width: int) -> Tensor:
+    # `F.pad` by nothing copies.
+    return F.pad(x_TD, (0, width - x_TD.shape[1])) if width > x_TD.shape[1] else x_TD.contiguous()
 
 
 def forward(
@@ -32,8 +33,9 @@ def forward(
     """Output [T, D] and pre-activation [N, 2F] (with the padding of F that grouped GEMMs need)."""
     hidden_size = x_TD.shape[1]
     gate_up_EGD, down_EDF = pad_weights(gate_up_EGD, down_EDF)
-    x_TD = F.pad(x_TD, (0, down_EDF.shape[1] - hidden_size)).contiguous()
-    pre_activation_NG = _pre_activation(x_TD, gate_up_EGD, dispatch, weights_TK.shape[1])
+    x_ND = gather_rows(_pad_columns(x_TD, down_EDF.shape[1]), dispatch, weights_TK.shape[1])
+    pre_activation_NG = rows_by_weights(x_ND, gate_up_EGD.mT, dispatch.ends_E)
+    del x_ND  # gathered again in backward
     activation_NF = swiglu(pre_activation_NG, dispatch.ends_E)
     y_ND = rows_by_weights(activation_NF, down_EDF.mT, dispatch.ends_E)
     y_TD = combine_rows(y_ND, dispatch, weights_TK.contiguous(), weights_TK.shape[1])
@@ -47,12 +49,10 @@ def backward(
     """Gradients of x, weights, gate_up and down; without a pre-activation it is computed again."""
     (num_experts, hidden_size, width), num_choices = down_EDF.shape, weights_TK.shape[1]
     gate_up_EGD, down_EDF = pad_weights(gate_up_EGD, down_EDF)
-    pad_hidden = (0, down_EDF.shape[1] - hidden_size)
-    x_TD, grad_TD = F.pad(x_TD, pad_hidden).contiguous(), F.pad(grad_TD, pad_hidden).contiguous()
-    x_ND = gather_rows(x_TD, dispatch, num_choices)
+    x_ND = gather_rows(_pad_columns(x_TD, down_EDF.shape[1]), dispatch, num_choices)
     if pre_activation_NG is None:
         pre_activation_NG = rows_by_weights(x_ND, gate_up_EGD.mT, dispatch.ends_E)
-    grad_y_ND = gather_rows(grad_TD, dispatch, num_choices)
+    grad_y_ND = gather_rows(_pad_columns(grad_TD, down_EDF.shape[1]), dispatch, num_choices)
     # The gradient of the unweighted activation: with it, <grad, activation> is that of the routing weight.
     grad_NF = rows_by_weights(grad_y_ND, down_EDF, dispatch.ends_E)
     grad_h_NG, weighted_NF, grad_weights_TK = swiglu_backward(

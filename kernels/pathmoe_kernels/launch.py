@@ -1,4 +1,4 @@
-"""What every Triton launch shares: compiler options, how many programs stay resident, and the ticket of the last one."""
+"""What Triton launches share: compiler options, how many programs stay resident, and the ticket of the last one."""
 
 from functools import cache
 from typing import Any

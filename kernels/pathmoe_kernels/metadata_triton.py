@@ -46,6 +46,8 @@ def scan_chunks(counts_ptr, ends_ptr, num_chunks, num_experts, BLOCK_C: tl.const
     ends = tl.cumsum(total, axis=0)
     tl.store(ends_ptr + expert, ends, expert < num_experts)
     start = ends - total
+    # All threads have read the counts before any writes over them.
+    tl.debug_barrier()
     for first in range(0, num_chunks, BLOCK_C):
         chunk = first + tl.arange(0, BLOCK_C)
         inside = (chunk < num_chunks)[:, None] & (expert < num_experts)[None, :]

@@ -1,6 +1,6 @@
 """From hidden states, or router logits, to experts, weights and the rows sorted by expert: one op, two launches."""
 
-# Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows.
+# Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows, C chunks of tokens.
 
 from typing import Any
 
@@ -12,6 +12,9 @@ from pathmoe_kernels.device import runs_triton
 from pathmoe_kernels.route_rule import Dispatch, Routed, RouteRule
 
 MAX_ROWS = 2**31 - 1
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The fields of `Routed`, those of its dispatch last: an op returns no nested tuples."""
 
 
 def route(
@@ -72,31 +75,43 @@ def _route(
     return Routed(weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, Dispatch(*dispatch))
 
 
+def _rows(tensor: Tensor | None) -> Tensor | None:
+    """Row by row in memory, as kernels read it."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def _outputs(routed: Routed) -> Outputs:
+    weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, (order_N, position_N, ends_E) = routed
+    return weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, order_N, position_N, ends_E
+
+
 @torch.library.custom_op("pathmoe::route", mutates_args=())
 def _route_op(
     x_TD: Tensor, gate_ED: Tensor | None, bias_E: Tensor | None, mask_T: Tensor | None, num_experts_per_tok: int,
     sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, probability_sum: bool, uniform: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Outputs:  # fmt: skip
     rule = RouteRule(num_experts_per_tok, sigmoid, norm_topk_prob, routed_scaling_factor, probability_sum, uniform)
     if not runs_triton(x_TD):
-        *routed, dispatch = route_reference.route_forward(x_TD, gate_ED, bias_E, mask_T, rule)
-        return *routed, *dispatch
+        # Autocast reaches inside a custom op, and would run the GEMM in half precision.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return _outputs(route_reference.route_forward(x_TD, gate_ED, bias_E, mask_T, rule))
     from pathmoe_kernels.metadata_triton import place_rows
     from pathmoe_kernels.route_forward_triton import route_forward, tokens_per_chunk
 
-    x_TD, gate_ED = x_TD.contiguous(), None if gate_ED is None else gate_ED.contiguous()
+    x_TD, gate_ED, bias_E, mask_T = x_TD.contiguous(), _rows(gate_ED), _rows(bias_E), _rows(mask_T)
     num_experts = x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
-    (*routed, dispatch), chunk_starts_CE = route_forward(x_TD, gate_ED, bias_E, mask_T, num_experts, rule)
-    rows_per_chunk = tokens_per_chunk(num_experts) * num_experts_per_tok
-    order_N, position_N = place_rows(routed[1].view(-1), chunk_starts_CE, dispatch.ends_E, rows_per_chunk)
-    return *routed, order_N, position_N, dispatch.ends_E
+    routed, chunk_starts_CE = route_forward(x_TD, gate_ED, bias_E, mask_T, num_experts, rule)
+    rows_per_chunk = tokens_per_chunk(num_experts, gate_ED is not None) * num_experts_per_tok
+    ids_N, ends_E = routed.expert_ids_TK.view(-1), routed.dispatch.ends_E
+    order_N, position_N = place_rows(ids_N, chunk_starts_CE, ends_E, rows_per_chunk)
+    return _outputs(routed._replace(dispatch=Dispatch(order_N, position_N, ends_E)))
 
 
 @_route_op.register_fake
 def _route_fake(
     x_TD: Tensor, gate_ED: Tensor | None, bias_E: Tensor | None, mask_T: Tensor | None, num_experts_per_tok: int,
     sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, probability_sum: bool, uniform: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Outputs:  # fmt: skip
     num_tokens, num_experts = x_TD.shape[0], x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
     dtype = torch.promote_types(x_TD.dtype, torch.float32)
 
@@ -123,19 +138,21 @@ def _route_backward_op(
     sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     rule = RouteRule(ids_TK.shape[1], sigmoid, norm_topk_prob, routed_scaling_factor)
-    saved = (mask_T, ids_TK, weights_TK, logsumexp_T, grad_weights_TK, grad_logsumexp_T, grad_probability_E)
-    if runs_triton(x_TD):
-        from pathmoe_kernels.route_backward_triton import route_backward
+    saved = (_rows(mask_T), ids_TK, weights_TK, logsumexp_T, grad_weights_TK, grad_logsumexp_T, grad_probability_E)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        if runs_triton(x_TD):
+            from pathmoe_kernels.route_backward_triton import route_backward
 
-        x_TD, gate_ED = x_TD.contiguous(), None if gate_ED is None else gate_ED.contiguous()
-        grad_logits_TE, grad_x_TD = route_backward(x_TD, gate_ED, *saved, rule)
-    else:
-        grad_logits_TE, grad_x_TD = route_reference.route_backward(x_TD, gate_ED, *saved, rule)
-    if gate_ED is None:
-        return grad_logits_TE.to(x_TD.dtype), x_TD.new_empty(0)
-    assert grad_x_TD is not None
-    grad_gate_ED = (grad_logits_TE.T @ x_TD.to(grad_logits_TE.dtype)).to(gate_ED.dtype)
-    return grad_x_TD, grad_gate_ED
+            x_TD, gate_ED = x_TD.contiguous(), _rows(gate_ED)
+            num_experts = x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
+            grad_logits_TE, grad_x_TD = route_backward(x_TD, gate_ED, *saved, num_experts, rule)
+        else:
+            grad_logits_TE, grad_x_TD = route_reference.route_backward(x_TD, gate_ED, *saved, rule)
+        if gate_ED is None:
+            return grad_logits_TE.to(x_TD.dtype), x_TD.new_empty(0)
+        assert grad_x_TD is not None
+        grad_gate_ED = (grad_logits_TE.T @ x_TD.to(grad_logits_TE.dtype)).to(gate_ED.dtype)
+        return grad_x_TD, grad_gate_ED
 
 
 @_route_backward_op.register_fake
@@ -148,7 +165,7 @@ def _route_backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x_TD, gate_ED, _, mask_T, num_experts_per_tok, *ctx.formula, _, _ = inputs
+    x_TD, gate_ED, _, mask_T, _, *ctx.formula, _, _ = inputs
     weights_TK, ids_TK, logsumexp_T, *_ = output
     ctx.save_for_backward(x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T)
     ctx.set_materialize_grads(False)
@@ -159,10 +176,13 @@ def _backward(
     grad_probability_E: Tensor | None, *_dispatch: None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T = ctx.saved_tensors
+    if grad_probability_E is not None and not grad_probability_E.numel():
+        # A compiled graph makes zeros for outputs without a gradient, also for the sum that was not asked for.
+        grad_probability_E = None
     grads = [grad_weights_TK, grad_logsumexp_T, grad_probability_E]
     grad_x = grad_gate = None
     if any(grad is not None for grad in grads):
-        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        grads = [_rows(grad) for grad in grads]
         if grads[0] is None:
             grads[0] = torch.zeros_like(weights_TK)
         grad_x, grad_gate = _route_backward_op(

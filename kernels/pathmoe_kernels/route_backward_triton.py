@@ -19,24 +19,51 @@ def choice_gradient(
     scores, ids_ptr, weights_ptr, grad_weights_ptr, token, inside, scaling,
     K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient [BLOCK_T, BLOCK_E] of the scores through the weights of the chosen experts."""
+    """Gradient [BLOCK_T, BLOCK_E] of the scores' logarithms through the weights of the chosen experts.
+
+    A gradient of the scores themselves, over a sum that has underflowed, would overflow.
+    """
     expert = tl.arange(0, BLOCK_E)
-    grad_scores = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
-    chosen = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.int1)
-    dot = tl.zeros([BLOCK_T], dtype=tl.float32)
     row = token.to(tl.int64) * K
+    dot = tl.zeros([BLOCK_T], dtype=tl.float32)
+    if RENORMALISE:
+        for k in range(K):
+            dot += tl.load(grad_weights_ptr + row + k, inside, 0.0) * tl.load(weights_ptr + row + k, inside, 0.0)
+    grad_weights = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
+    total = tl.zeros([BLOCK_T], dtype=tl.float32)
     for k in range(K):
         hit = expert[None, :] == tl.load(ids_ptr + row + k, inside, -1)[:, None]
-        grad = tl.load(grad_weights_ptr + row + k, inside, 0.0)
-        grad_scores = tl.where(hit, grad[:, None] * scaling, grad_scores)
+        grad = tl.load(grad_weights_ptr + row + k, inside, 0.0) * scaling - dot
+        grad_weights = tl.where(hit, grad[:, None], grad_weights)
         if RENORMALISE:
-            chosen = chosen | hit
-            dot += grad * tl.load(weights_ptr + row + k, inside, 0.0)
+            total += tl.sum(tl.where(hit, scores, 0.0), axis=1)
     if RENORMALISE:
-        # w = c s / S over the chosen, so that ds = (c dw - <dw, w>) / S.
-        total = tl.sum(tl.where(chosen, scores, 0.0), axis=1) + 1.1754943508222875e-38
-        grad_scores = tl.where(chosen, (grad_scores - dot[:, None]) / total[:, None], 0.0)
-    return grad_scores
+        # w = c s / S over the chosen, so that s dL/ds = (c dw - <dw, w>) s / S.
+        scores = scores / (total + 1.1754943508222875e-38)[:, None]
+    return grad_weights * scores
+
+
+@triton.jit
+def hidden_gradient(
+    grad_logits_ptr, gate_ptr, grad_x_ptr, token, inside, first, hidden_size,
+    E: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Store columns `first` to `first` + BLOCK_H of the gradient of x: that of the logits times the gate."""
+    column = first + tl.arange(0, BLOCK_H)
+    within = column < hidden_size
+    row = token[:, None].to(tl.int64)
+    grad_x = tl.zeros([BLOCK_T, BLOCK_H], dtype=tl.float32)
+    for first_expert in range(0, BLOCK_E, 16):
+        expert = first_expert + tl.arange(0, 16)
+        real = expert < E
+        grad_logits = tl.load(grad_logits_ptr + row * E + expert[None, :], inside[:, None] & real[None, :], 0.0)
+        gate_ptrs = gate_ptr + expert[:, None] * hidden_size + column[None, :]
+        gate = tl.load(gate_ptrs, real[:, None] & within[None, :], 0.0)
+        if UPCAST:
+            grad_logits = grad_logits.to(tl.float32)
+            gate = gate.to(tl.float32)
+        grad_x = tl.dot(grad_logits, gate, grad_x, input_precision="tf32x3")
+    tl.store(grad_x_ptr + row * hidden_size + column[None, :], grad_x, inside[:, None] & within[None, :])
 
 
 @triton.jit
@@ -45,8 +72,8 @@ def route_backward_kernel(
     grad_weights_ptr, grad_lse_ptr, grad_probability_ptr, grad_logits_ptr, grad_x_ptr,
     num_tokens, hidden_size, scaling,
     E: tl.constexpr, K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
-    SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
-    HAS_GRAD_PROBABILITY: tl.constexpr, FROM_LOGITS: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_H: tl.constexpr, SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr, HAS_GRAD_PROBABILITY: tl.constexpr, FROM_LOGITS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk of tokens."""
     expert = tl.arange(0, BLOCK_E)
@@ -57,7 +84,7 @@ def route_backward_kernel(
     lse = tl.load(lse_ptr + token, inside, 0.0)
     softmax = tl.where(real[None, :], tl.exp(logits - lse[:, None]), 0.0)
     scores = tl.where(real[None, :], sigmoid(logits), 0.0) if SIGMOID else softmax
-    grad_scores = choice_gradient(
+    grad_log_scores = choice_gradient(
         scores, ids_ptr, weights_ptr, grad_weights_ptr, token, inside, scaling, K, BLOCK_T, BLOCK_E, RENORMALISE
     )
     if HAS_GRAD_PROBABILITY:
@@ -65,31 +92,29 @@ def route_backward_kernel(
         counted = inside
         if HAS_MASK:
             counted = inside & (tl.load(mask_ptr + token, inside, 0) != 0)
+        probability = scores
         if SIGMOID:
-            # q = s / S, so that ds = (dq - <dq, q>) / S.
-            total = tl.sum(scores, axis=1) + 1.1754943508222875e-38
-            grad = (grad - (tl.sum(grad * scores, axis=1) / total)[:, None]) / total[:, None]
-        grad_scores += tl.where(counted[:, None], grad, 0.0)
+            # q = s / S, so that s dL/ds = q (dq - <dq, q>).
+            probability = scores / (tl.sum(scores, axis=1) + 1.1754943508222875e-38)[:, None]
+            grad = grad - tl.sum(grad * probability, axis=1)[:, None]
+        grad_log_scores += tl.where(counted[:, None], grad * probability, 0.0)
     if SIGMOID:
-        grad_logits = grad_scores * scores * (1.0 - scores)
+        grad_logits = grad_log_scores * (1.0 - scores)
     else:
-        grad_logits = scores * (grad_scores - tl.sum(scores * grad_scores, axis=1)[:, None])
+        grad_logits = grad_log_scores - scores * tl.sum(grad_log_scores, axis=1)[:, None]
     if HAS_GRAD_LSE:
         grad_logits += softmax * tl.load(grad_lse_ptr + token, inside, 0.0)[:, None]
     cell = token[:, None].to(tl.int64) * E + expert[None, :]
     tl.store(grad_logits_ptr + cell, grad_logits, inside[:, None] & real[None, :])
 
     if not FROM_LOGITS:
-        for first in range(0, hidden_size, BLOCK_D):
-            column = first + tl.arange(0, BLOCK_D)
-            within = column < hidden_size
-            gate_ptrs = gate_ptr + expert[:, None] * hidden_size + column[None, :]
-            gate = tl.load(gate_ptrs, real[:, None] & within[None, :], 0.0)
-            if UPCAST:
-                gate = gate.to(tl.float32)
-            grad_x = tl.dot(grad_logits.to(gate.dtype), gate, input_precision="tf32x3")
-            grad_x_ptrs = grad_x_ptr + token[:, None].to(tl.int64) * hidden_size + column[None, :]
-            tl.store(grad_x_ptrs, grad_x, inside[:, None] & within[None, :])
+        # From memory again, a few experts at a time: a whole tile as an operand would not fit into registers.
+        tl.debug_barrier()
+        for first in range(0, hidden_size, BLOCK_H):
+            hidden_gradient(
+                grad_logits_ptr, gate_ptr, grad_x_ptr, token, inside, first, hidden_size,
+                E, BLOCK_T, BLOCK_E, BLOCK_H, UPCAST,
+            )  # fmt: skip
 
 
 def route_backward(
@@ -100,7 +125,7 @@ def route_backward(
     """Gradients of the logits [T, E] and of x [T, D] (None without a gate), both in x's dtype."""
     grad_logits_TE = x_TD.new_empty(x_TD.shape[0], num_experts)
     grad_x_TD = None if gate_ED is None else torch.empty_like(x_TD)
-    block_tokens = tokens_per_chunk(num_experts)
+    block_tokens = tokens_per_chunk(num_experts, gate_ED is not None)
     num_chunks = triton.cdiv(x_TD.shape[0], block_tokens)
     if num_chunks:
         route_backward_kernel[(num_chunks,)](
@@ -108,9 +133,9 @@ def route_backward(
             grad_weights_TK, grad_logsumexp_T, grad_probability_E, grad_logits_TE, grad_x_TD,
             x_TD.shape[0], x_TD.shape[1], rule.routed_scaling_factor,
             E=num_experts, K=rule.num_experts_per_tok, BLOCK_T=block_tokens, BLOCK_E=expert_block(num_experts),
-            BLOCK_D=block_hidden(x_TD), SIGMOID=rule.sigmoid, RENORMALISE=rule.norm_topk_prob,
+            BLOCK_D=block_hidden(x_TD, num_experts), BLOCK_H=64, SIGMOID=rule.sigmoid, RENORMALISE=rule.norm_topk_prob,
             HAS_MASK=mask_T is not None, HAS_GRAD_LSE=grad_logsumexp_T is not None,
             HAS_GRAD_PROBABILITY=grad_probability_E is not None, FROM_LOGITS=gate_ED is None, UPCAST=interpreting(),
-            num_warps=8, **OPTIONS,
+            num_warps=8, maxnreg=255, **OPTIONS,
         )  # fmt: skip
     return grad_logits_TE, grad_x_TD

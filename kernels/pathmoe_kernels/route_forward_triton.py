@@ -67,14 +67,26 @@ def route_forward_kernel(
         if not SIGMOID:
             bad = bad | (tl.abs(lse) == float("inf"))
 
+        # Ahead of the choice, whose loop has no registers to spare.
+        counted = inside
+        if HAS_MASK:
+            counted = inside & (tl.load(mask_ptr + token, inside, 0) != 0)
+        if PROBABILITIES:
+            if SIGMOID:
+                scores = tl.where(real[None, :], sigmoid(logits), 0.0)
+                probability = scores / (tl.sum(scores, axis=1) + 1.1754943508222875e-38)[:, None]
+            else:
+                probability = tl.exp(logits - lse[:, None])
+            probability = tl.where(counted[:, None] & real[None, :], probability, 0.0)
+            tl.store(chunk_probability_ptr + chunk * E + expert, tl.sum(probability, axis=0), real)
+
         ranking = ranking_tile(logits, bad, token, bias_ptr, E, K, BLOCK_E, SIGMOID, HAS_BIAS, UNIFORM, lse)
         ids = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.int32)
         chosen_logits = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
         # Not unrolled: registers would grow with K.
         for k in range(K):
-            best = tl.max(ranking, axis=1)
             # The lower index wins a tie.
-            best_id = tl.min(tl.where(ranking == best[:, None], expert[None, :], BLOCK_E), axis=1)
+            _, best_id = tl.max(ranking, axis=1, return_indices=True, return_indices_tie_break_left=True)
             hit = expert[None, :] == best_id[:, None]
             best_logit = tl.sum(tl.where(hit, logits, 0.0), axis=1)
             ids = tl.where(choice[None, :] == k, best_id[:, None], ids)
@@ -92,21 +104,12 @@ def route_forward_kernel(
         tl.store(weights_ptr + cell, weights, stored)
         tl.store(ids_ptr + cell, ids, stored)
 
-        taken = (ranking == float("-inf")) & real[None, :] & inside[:, None]
-        tl.store(chunk_starts_ptr + chunk * E + expert, tl.sum(taken.to(tl.int32), axis=0), real)
-        counted = inside
+        # As integers: a tile of booleans would go through the stack.
+        taken = tl.where(ranking == float("-inf"), inside.to(tl.int32)[:, None], 0)
+        tl.store(chunk_starts_ptr + chunk * E + expert, tl.sum(taken, axis=0), real)
         if HAS_MASK:
-            counted = inside & (tl.load(mask_ptr + token, inside, 0) != 0)
-            load = tl.sum((taken & counted[:, None]).to(tl.int32), axis=0)
+            load = tl.sum(taken * counted.to(tl.int32)[:, None], axis=0)
             tl.store(chunk_load_ptr + chunk * E + expert, load, real)
-        if PROBABILITIES:
-            if SIGMOID:
-                scores = tl.where(real[None, :], sigmoid(logits), 0.0)
-                probability = scores / (tl.sum(scores, axis=1) + 1.1754943508222875e-38)[:, None]
-            else:
-                probability = tl.exp(logits - lse[:, None])
-            probability = tl.where(counted[:, None] & real[None, :], probability, 0.0)
-            tl.store(chunk_probability_ptr + chunk * E + expert, tl.sum(probability, axis=0), real)
 
     if is_last_program(ticket_ptr):
         if PROBABILITIES:
@@ -117,14 +120,17 @@ def route_forward_kernel(
             tl.store(load_ptr + expert, sum_chunks(chunk_load_ptr, num_chunks, E, BLOCK_C, BLOCK_E), real)
         else:
             tl.store(load_ptr + expert, sum_chunks(chunk_starts_ptr, num_chunks, E, BLOCK_C, BLOCK_E), real)
-        tl.debug_barrier()
         scan_chunks(chunk_starts_ptr, ends_ptr, num_chunks, E, BLOCK_C, BLOCK_E)
         tl.store(ticket_ptr, 0)
 
 
-def tokens_per_chunk(num_experts: int) -> int:
-    """Tokens that a program routes at a time: as many as leave the logits in registers."""
-    return max(16, min(128, 8192 // expert_block(num_experts)))
+def tokens_per_chunk(num_experts: int, has_gate: bool) -> int:
+    """Tokens that a program routes at a time: as many as leave the logits in registers.
+
+    Half as many where logits are loaded: a tile that is loaded takes more registers than one that is multiplied, and
+    no gate has to be read again for each chunk.
+    """
+    return max(16, min(128 if has_gate else 64, (8192 if has_gate else 4096) // expert_block(num_experts)))
 
 
 def route_forward(
@@ -146,7 +152,7 @@ def route_forward(
         rule: how to choose and weigh.
     """
     device, num_tokens, num_choices = x_TD.device, x_TD.shape[0], rule.num_experts_per_tok
-    block_tokens, block_experts = tokens_per_chunk(num_experts), expert_block(num_experts)
+    block_tokens, block_experts = tokens_per_chunk(num_experts, gate_ED is not None), expert_block(num_experts)
     num_chunks = triton.cdiv(num_tokens, block_tokens)
 
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -164,15 +170,15 @@ def route_forward(
         chunk_starts_CE, chunk_load_CE, chunk_probability_CE, ends_E, load_E, probability_E, ticket(device),
         num_tokens, x_TD.shape[1], rule.routed_scaling_factor,
         E=num_experts, K=num_choices, BLOCK_T=block_tokens, BLOCK_E=block_experts,
-        BLOCK_K=triton.next_power_of_2(num_choices), BLOCK_D=block_hidden(x_TD), BLOCK_C=CHUNKS_AT_A_TIME,
+        BLOCK_K=triton.next_power_of_2(num_choices), BLOCK_D=block_hidden(x_TD, num_experts), BLOCK_C=CHUNKS_AT_A_TIME,
         SIGMOID=rule.sigmoid, RENORMALISE=rule.norm_topk_prob, HAS_BIAS=bias_E is not None,
         HAS_MASK=mask_T is not None, PROBABILITIES=rule.probability_sum, UNIFORM=rule.uniform,
-        FROM_LOGITS=gate_ED is None, UPCAST=interpreting(), num_warps=8, **OPTIONS,
+        FROM_LOGITS=gate_ED is None, UPCAST=interpreting(), num_warps=8, maxnreg=255, **OPTIONS,
     )  # fmt: skip
     dispatch = Dispatch(empty(0), empty(0), ends_E)
     return Routed(weights_TK, ids_TK, logsumexp_T, load_E, probability_E, dispatch), chunk_starts_CE
 
 
-def block_hidden(x_TD: Tensor) -> int:
-    """Columns of x that are multiplied at a time: 128 bytes."""
-    return 128 // x_TD.element_size()
+def block_hidden(x_TD: Tensor, num_experts: int) -> int:
+    """Columns of x that are multiplied at a time: 64 bytes of a row, 128 where few experts leave registers for it."""
+    return (128 if num_experts <= 16 else 64) // x_TD.element_size()

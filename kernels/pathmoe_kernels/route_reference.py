@@ -1,6 +1,6 @@
 """`route` in plain PyTorch: what a CPU runs, and what the Triton kernels are held against."""
 
-# Shapes: T tokens, E experts, K experts per token, D hidden.
+# Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows.
 
 import torch
 from torch import Tensor
@@ -78,25 +78,26 @@ def route_backward(
     logits_TE = _logits(x_TD, gate_ED)
     scores_TE = _scores(logits_TE, logsumexp_T, rule)
     ids_TK = ids_TK.long()
-    grad_chosen_TK = grad_weights_TK * rule.routed_scaling_factor
+    grad_chosen_TK, chosen_TK = grad_weights_TK * rule.routed_scaling_factor, scores_TE.gather(-1, ids_TK)
     if rule.norm_topk_prob:
-        # w = c s / S over the chosen, so that ds = (c dw - <dw, w>) / S.
+        # w = c s / S over the chosen, so that s dL/ds = (c dw - <dw, w>) s / S.
         grad_chosen_TK -= (grad_weights_TK * weights_TK).sum(dim=-1, keepdim=True)
-        grad_chosen_TK /= _total(scores_TE.gather(-1, ids_TK))
-    grad_TE = torch.zeros_like(scores_TE).scatter_(-1, ids_TK, grad_chosen_TK)
+        chosen_TK /= _total(chosen_TK)
+    # Of the scores' logarithms: a gradient of the scores themselves, over a sum that has underflowed, would overflow.
+    grad_TE = torch.zeros_like(scores_TE).scatter_(-1, ids_TK, grad_chosen_TK * chosen_TK)
     if grad_probability_E is not None:
         grad_probability_TE = grad_probability_E.expand_as(scores_TE)
+        probability_TE = scores_TE
         if rule.sigmoid:
-            # q = s / S, so that ds = (dq - <dq, q>) / S.
-            total_T1 = _total(scores_TE)
-            grad_probability_TE = grad_probability_TE - (scores_TE @ grad_probability_E)[:, None] / total_T1
-            grad_probability_TE /= total_T1
+            # q = s / S, so that s dL/ds = q (dq - <dq, q>).
+            probability_TE = scores_TE / _total(scores_TE)
+            grad_probability_TE = grad_probability_TE - (probability_TE @ grad_probability_E)[:, None]
+        grad_probability_TE = grad_probability_TE * probability_TE
         grad_TE += grad_probability_TE if mask_T is None else grad_probability_TE * mask_T[:, None]
     if rule.sigmoid:
-        grad_TE *= scores_TE * (1 - scores_TE)
+        grad_TE *= 1 - scores_TE
     else:
-        grad_TE -= (grad_TE * scores_TE).sum(dim=-1, keepdim=True)
-        grad_TE *= scores_TE
+        grad_TE.addcmul_(scores_TE, grad_TE.sum(dim=-1, keepdim=True), value=-1)
     if grad_logsumexp_T is not None:
         softmax_TE = (logits_TE - logsumexp_T[:, None]).exp_() if rule.sigmoid else scores_TE
         grad_TE.addcmul_(softmax_TE, grad_logsumexp_T[:, None])

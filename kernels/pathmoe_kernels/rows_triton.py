@@ -2,7 +2,6 @@
 
 # Shapes: T tokens, K experts per token, N = T*K routed rows, E experts, D hidden.
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

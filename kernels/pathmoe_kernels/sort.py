@@ -1,6 +1,6 @@
 """Counting sort of routed tokens by expert."""
 
-# Shapes: T tokens, E experts, K experts per token, N = T*K routed rows.
+# Shapes: T tokens, E experts, K experts per token, N = T*K routed rows, C chunks of rows.
 
 import torch
 from torch import Tensor
@@ -30,10 +30,11 @@ def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Dispatch:
 @torch.library.custom_op("pathmoe::sort_by_expert", mutates_args=())
 def _sort_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     if not runs_triton(expert_ids_TK):
-        return tuple(sort_reference(expert_ids_TK, num_experts))
+        order_N, position_N, ends_E = sort_reference(expert_ids_TK, num_experts)
+        return order_N, position_N, ends_E
     from pathmoe_kernels.metadata_triton import count_rows, place_rows
 
-    ids_N = expert_ids_TK.reshape(-1)
+    ids_N = expert_ids_TK.contiguous().view(-1)
     rows_per_chunk = 512
     chunk_starts_CE, ends_E = count_rows(ids_N, num_experts, rows_per_chunk)
     return *place_rows(ids_N, chunk_starts_CE, ends_E, rows_per_chunk), ends_E

@@ -1,6 +1,6 @@
 """Triton kernels of the activation between the experts' GEMMs, forward and backward."""
 
-# Shapes: N routed rows, F expert width, G = 2F (gate, then up).
+# Shapes: T tokens, E experts, K experts per token, N = T*K routed rows, F expert width, G = 2F (gate, then up).
 
 import torch
 import triton

@@ -1,6 +1,6 @@
 """`make bench`: steps of the tiny run and of its OLMoE peer, and their MoE layers, alternating in one process."""
 
-# Shapes: B batch, S sequence, D hidden, T = B*S tokens, E experts, K experts per token.
+# Shapes: B batch, S sequence, D hidden, E experts.
 
 import argparse
 import json
@@ -58,7 +58,7 @@ def moe_layer(model: PathMoEForCausalLM) -> tuple[Callable[[Tensor], Tensor], li
     """The first MoE layer of a model with its router, and the parameters of both."""
     layer, router = model.model.layers[0].mlp, model.model.router_of(0)
     parameters = [*layer.parameters(), *model.model.routers[0].parameters()]
-    return lambda x_BSD: layer(x_BSD, router, None, None)[0], parameters
+    return lambda x_BSD: layer(x_BSD, router)[0], parameters
 
 
 def dense_layer(config: PathMoEConfig) -> OlmoeMLP:
@@ -71,8 +71,7 @@ def dense_layer(config: PathMoEConfig) -> OlmoeMLP:
 def busiest_over_mean(model: PathMoEForCausalLM, x_BSD: Tensor) -> float:
     """Tokens of the busiest expert of the first MoE layer over the mean: 1 is a perfect balance."""
     layer, router = model.model.layers[0].mlp, model.model.router_of(0)
-    ids_TK = layer(x_BSD, router, None, None)[1].expert_ids_TK
-    load_E = ids_TK.flatten().bincount(minlength=model.config.num_experts).double()
+    load_E = layer(x_BSD, router)[1].routed.load_E.double()
     return float(load_E.max() / load_E.mean())
 
 

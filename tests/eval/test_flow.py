@@ -72,7 +72,8 @@ def exported_paths(run: Path, num_blocks: int) -> np.ndarray:
     """The same from the exported model, block by block, as the experts with the highest router logits."""
     model, blocks = AutoModelForCausalLM.from_pretrained(run / "export").eval(), open_run(str(run))[1].validation_blocks
     batches = [blocks.batch(np.array([number])) for number in range(num_blocks)]
-    outputs = [model(batch["input_ids"], position_ids=batch["position_ids"]) for batch in batches]
+    inputs = [{"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]} for batch in batches]
+    outputs = [model(**of_block, output_router_logits=True) for of_block in inputs]
     paths = [torch.stack([r.logits_TE.argmax(-1) for r in output.routings], dim=-1) for output in outputs]
     return torch.cat(paths).numpy()
 

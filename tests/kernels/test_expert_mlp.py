@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
-from pathmoe_kernels import expert_mlp, sort_by_expert
+from pathmoe_kernels import expert_mlp, expert_mlp_cpu, sort_by_expert
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -57,6 +58,18 @@ def inputs_of(shape: Shape, dtype: torch.dtype = torch.float32, expert_ids_TK: T
     return x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF
 
 
+def routed_mlp(
+    x_TD: Tensor,
+    expert_ids_TK: Tensor,
+    weights_TK: Tensor,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    recompute: bool = False,
+) -> Tensor:
+    dispatch = sort_by_expert(expert_ids_TK, gate_up_EGD.shape[0])
+    return expert_mlp(x_TD, weights_TK, gate_up_EGD, down_EDF, dispatch, recompute=recompute)
+
+
 def double_loop(
     x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
 ) -> Tensor:
@@ -64,12 +77,14 @@ def double_loop(
     for t in range(x_TD.shape[0]):
         row = torch.zeros_like(x_TD[t])
         for k in range(expert_ids_TK.shape[1]):
-            e = expert_ids_TK[t, k]
+            e = int(expert_ids_TK[t, k])
+            if not 0 <= e < gate_up_EGD.shape[0]:
+                continue
             gate, up = (gate_up_EGD[e] @ x_TD[t]).chunk(2)
             row = row + weights_TK[t, k] * (down_EDF[e] @ (gate / (1 + torch.exp(-gate)) * up))
         rows.append(row)
     # The zero keeps the graph where there is no token.
-    zero = 0 * (weights_TK.sum() + gate_up_EGD.sum() + down_EDF.sum())
+    zero = 0 * (x_TD.sum() + weights_TK.sum() + gate_up_EGD.sum() + down_EDF.sum())
     return (torch.stack(rows) if rows else x_TD) + zero
 
 
@@ -82,7 +97,7 @@ def output_and_gradients(function: Any, inputs: Inputs, upstream_TD: Tensor) -> 
 
 def assert_equals_double_loop(inputs: Inputs) -> None:
     upstream_TD = torch.randn(inputs[0].shape)
-    ours = output_and_gradients(expert_mlp, inputs, upstream_TD)
+    ours = output_and_gradients(routed_mlp, inputs, upstream_TD)
     exact_inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
     exact = output_and_gradients(double_loop, exact_inputs, upstream_TD.double())
     for name, got, want in zip(("y", "x", "weights", "gate_up", "down"), ours, exact, strict=True):
@@ -99,6 +114,29 @@ def test_output_and_gradients_equal_a_double_loop(shape: Shape) -> None:
 def test_all_tokens_on_one_expert(expert: int) -> None:
     shape = Shape(T=12, K=1, E=7, D=6, F=5)
     assert_equals_double_loop(inputs_of(shape, expert_ids_TK=torch.full((12, 1), expert)))
+
+
+def test_rows_of_no_expert_add_nothing_even_where_their_memory_held_nan(poisoned_memory: None) -> None:
+    shape = Shape(T=20, K=3, E=4, D=6, F=5)
+    expert_ids_TK = distinct_ids(shape)
+    expert_ids_TK[::2, 1] = shape.E
+    expert_ids_TK[5] = -1
+    inputs = inputs_of(shape, expert_ids_TK=expert_ids_TK)
+    assert_equals_double_loop(inputs)
+    gradients = output_and_gradients(routed_mlp, inputs, torch.randn(shape.T, shape.D))
+    assert not gradients[0][5].any()
+    assert not gradients[2][expert_ids_TK == -1].any()
+
+
+def test_all_rows_of_no_expert() -> None:
+    shape = Shape(T=4, K=2, E=3, D=6, F=5)
+    assert_equals_double_loop(inputs_of(shape, expert_ids_TK=torch.full((4, 2), 3)))
+
+
+@pytest.mark.parametrize("numbers", [1, 40, 100])
+def test_experts_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(expert_mlp_cpu, "NUMBERS_PER_CHUNK", numbers)
+    assert_equals_double_loop(inputs_of(Shape(T=13, K=2, E=6, D=4, F=5)))
 
 
 def test_strided_inputs_and_32_bit_ids() -> None:
@@ -124,35 +162,35 @@ def test_equals_the_experts_of_transformers(shape: Shape, implementation: str) -
         return torch.func.functional_call(experts, parameters, (x_TD, expert_ids_TK, weights_TK))
 
     inputs, upstream_TD = inputs_of(shape), torch.randn(shape.T, shape.D)
-    ours = output_and_gradients(expert_mlp, inputs, upstream_TD)
+    ours = output_and_gradients(routed_mlp, inputs, upstream_TD)
     theirs = output_and_gradients(olmoe, inputs, upstream_TD)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_gradcheck() -> None:
     inputs = inputs_of(Shape(T=5, K=2, E=3, D=3, F=2), dtype=torch.float64)
-    assert expert_mlp(*inputs).dtype == torch.float64
-    assert torch.autograd.gradcheck(expert_mlp, inputs)
+    assert routed_mlp(*inputs).dtype == torch.float64
+    assert torch.autograd.gradcheck(routed_mlp, inputs)
 
 
 def test_nan_stays_with_its_token() -> None:
     shape = SHAPES["plain"]
     x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF = (tensor.detach() for tensor in inputs_of(shape))
-    clean_TD = expert_mlp(x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF)
+    clean_TD = routed_mlp(x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF)
     others = torch.arange(shape.T) != 5
     for poisoned in (x_TD.clone(), weights_TK.clone()):
         poisoned[5] = math.nan
         arguments = (poisoned, weights_TK) if poisoned.shape == x_TD.shape else (x_TD, poisoned)
-        output_TD = expert_mlp(arguments[0], expert_ids_TK, arguments[1], gate_up_EGD, down_EDF)
+        output_TD = routed_mlp(arguments[0], expert_ids_TK, arguments[1], gate_up_EGD, down_EDF)
         assert output_TD[5].isnan().all()
         assert torch.equal(output_TD[others], clean_TD[others])
 
 
 def test_same_bits_every_time() -> None:
     inputs, upstream_TD = inputs_of(Shape(T=300, K=4, E=8, D=16, F=8)), torch.randn(300, 16)
-    first = output_and_gradients(expert_mlp, inputs, upstream_TD)
+    first = output_and_gradients(routed_mlp, inputs, upstream_TD)
     for _ in range(3):
-        again = output_and_gradients(expert_mlp, inputs, upstream_TD)
+        again = output_and_gradients(routed_mlp, inputs, upstream_TD)
         assert all(torch.equal(left, right) for left, right in zip(first, again, strict=True))
 
 
@@ -165,8 +203,9 @@ class OpDtypes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "pathmoe":
-            tensors = [tensor for tensor in args if tensor.is_floating_point()]
-            self.seen[func.__name__.removesuffix(".default")] = [tensor.dtype for tensor in tensors]
+            tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+            if tensors:
+                self.seen[func.__name__.removesuffix(".default")] = [tensor.dtype for tensor in tensors]
         return func(*args, **(kwargs or {}))
 
 
@@ -175,12 +214,12 @@ def test_under_autocast_the_gemms_run_in_its_dtype_and_gradients_come_back_in_fp
     inputs = inputs_of(Shape(T=40, K=2, E=4, D=32, F=16))
     leaves = [tensor for tensor in inputs if tensor.requires_grad]
     upstream_TD = torch.randn(40, 32)
-    exact_TD = expert_mlp(*inputs)
+    exact_TD = routed_mlp(*inputs)
     exact = torch.autograd.grad((exact_TD * upstream_TD).sum(), leaves)
 
     with OpDtypes() as ops:
         with torch.autocast("cpu", dtype):
-            output_TD = expert_mlp(*inputs)
+            output_TD = routed_mlp(*inputs)
         gradients = torch.autograd.grad((output_TD * upstream_TD).sum(), leaves)
     # x, routing weights, gate and up, down; in backward between the upstream gradient and the pre-activation.
     forward_dtypes = [dtype, torch.float32, dtype, dtype]
@@ -194,16 +233,14 @@ def test_under_autocast_the_gemms_run_in_its_dtype_and_gradients_come_back_in_fp
 def test_routing_weights_in_half_precision_models_stay_fp32() -> None:
     x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF = inputs_of(SHAPES["plain"], dtype=torch.bfloat16)
     weights_TK = torch.randn(weights_TK.shape, requires_grad=True)
-    output_TD = expert_mlp(x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF)
+    output_TD = routed_mlp(x_TD, expert_ids_TK, weights_TK, gate_up_EGD, down_EDF)
     output_TD.sum().backward()
     assert output_TD.dtype == torch.bfloat16
     assert weights_TK.grad is not None
     assert weights_TK.grad.dtype == torch.float32
 
 
-def test_saves_the_pre_activation_and_nothing_else_per_routed_row() -> None:
-    shape = Shape(T=50, K=3, E=4, D=64, F=4)
-    inputs = inputs_of(shape)
+def saved_activations(inputs: Inputs, *, recompute: bool) -> list[Tensor]:
     saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -211,18 +248,32 @@ def test_saves_the_pre_activation_and_nothing_else_per_routed_row() -> None:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        expert_mlp(*inputs)
+        routed_mlp(*inputs, recompute=recompute)
+    return [tensor for tensor in saved if not any(tensor is leaf for leaf in inputs[3:])]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_saves_at_most_the_pre_activation_per_routed_row(recompute: bool) -> None:
+    shape = Shape(T=50, K=3, E=4, D=64, F=4)
+    activations = saved_activations(inputs_of(shape), recompute=recompute)
     num_rows = shape.T * shape.K
-    activations = [tensor for tensor in saved if not any(tensor is leaf for leaf in inputs[3:])]
     assert max(tensor.numel() for tensor in activations) < num_rows * shape.D
-    # x, routing weights, order and ends, pre-activation.
-    expected = shape.T * shape.D + num_rows + num_rows + shape.E + num_rows * 2 * shape.F
+    # x; routing weights, order and position; ends; pre-activation.
+    expected = shape.T * shape.D + 3 * num_rows + shape.E + (0 if recompute else num_rows * 2 * shape.F)
     assert sum(tensor.numel() for tensor in activations) == expected
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_recomputing_gives_the_same_bits(shape: Shape) -> None:
+    inputs, upstream_TD = inputs_of(shape), torch.randn(shape.T, shape.D)
+    kept = output_and_gradients(routed_mlp, inputs, upstream_TD)
+    again = output_and_gradients(partial(routed_mlp, recompute=True), inputs, upstream_TD)
+    assert all(torch.equal(left, right) for left, right in zip(kept, again, strict=True))
 
 
 def test_backward_makes_no_gradient_of_the_pre_activation() -> None:
     inputs = inputs_of(Shape(T=20, K=2, E=3, D=4, F=16))
-    output_TD = expert_mlp(*inputs)
+    output_TD = routed_mlp(*inputs)
     sizes = set()
 
     class Sizes(TorchDispatchMode):
@@ -249,7 +300,7 @@ def test_an_undefined_gradient_is_passed_on() -> None:
             return None
 
     inputs = inputs_of(SHAPES["plain"])
-    Nothing.apply(expert_mlp(*inputs)).sum().backward()
+    Nothing.apply(routed_mlp(*inputs)).sum().backward()
     assert all(leaf.grad is None for leaf in inputs if leaf.requires_grad)
 
 
@@ -258,13 +309,15 @@ def op_arguments(shape: Shape) -> tuple[Tensor, ...]:
     return x_TD, weights_TK, gate_up_EGD, down_EDF, *sort_by_expert(expert_ids_TK, shape.E)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("shape", [SHAPES["plain"], SHAPES["more experts than rows"]], ids=["plain", "empty experts"])
-def test_opcheck(shape: Shape) -> None:
+def test_opcheck(shape: Shape, recompute: bool) -> None:
     arguments = op_arguments(shape)
-    torch.library.opcheck(torch.ops.pathmoe.expert_mlp.default, arguments)
+    torch.library.opcheck(torch.ops.pathmoe.expert_mlp.default, (*arguments, recompute))
     with torch.no_grad():
-        _, pre_activation_NG = torch.ops.pathmoe.expert_mlp(*arguments)
-    backward_arguments = (torch.randn(shape.T, shape.D), *(a.detach() for a in arguments), pre_activation_NG)
+        _, pre_activation_NG = torch.ops.pathmoe.expert_mlp(*arguments, recompute)
+    detached = [argument.detach() for argument in arguments]
+    backward_arguments = (torch.randn(shape.T, shape.D), *detached, None if recompute else pre_activation_NG)
     torch.library.opcheck(torch.ops.pathmoe.expert_mlp_backward.default, backward_arguments)
 
 
@@ -275,9 +328,9 @@ def test_opcheck(shape: Shape) -> None:
 )
 def test_compiles_without_a_graph_break(backend: str) -> None:
     torch.compiler.reset()
-    compiled = torch.compile(expert_mlp, fullgraph=True, backend=backend)
+    compiled = torch.compile(routed_mlp, fullgraph=True, backend=backend)
     for num_tokens in (16, 24):  # the second size makes the graph dynamic
         shape = Shape(T=num_tokens, K=2, E=4, D=8, F=8)
         inputs, upstream_TD = inputs_of(shape), torch.randn(num_tokens, 8)
-        plain = output_and_gradients(expert_mlp, inputs, upstream_TD)
+        plain = output_and_gradients(routed_mlp, inputs, upstream_TD)
         torch.testing.assert_close(output_and_gradients(compiled, inputs, upstream_TD), plain)

@@ -130,13 +130,13 @@ def test_parameter_counts_equal_the_built_models(config: PathMoEConfig) -> None:
 @pytest.mark.parametrize("router", ROUTERS)
 def test_flops_are_those_that_torch_counts(router: str, extras: str) -> None:
     config = PathMoEConfig(**SHAPE | EXTRAS[extras] | config_of(f"routers/{router}") | {"router_rank": 0})
-    # Plain products everywhere, which the counter sees.
+    # Plain products everywhere, which the counter sees: also where routers give their logits away.
     model = PathMoEForCausalLM(config)
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")
     length = 12
     with FlopCounterMode(display=False) as counter:
-        output = model(torch.zeros(1, length, dtype=torch.int64), use_cache=False)
+        output = model(torch.zeros(1, length, dtype=torch.int64), use_cache=False, output_router_logits=True)
     counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
 
     flops = flops_per_token(config, length)

@@ -27,6 +27,7 @@ from transformers import (
 
 import pathmoe
 from pathmoe.experts import Experts
+from pathmoe_kernels import sort_by_expert
 
 TINY: dict[str, Any] = {
     "vocab_size": 17,
@@ -165,22 +166,25 @@ def test_another_activation_and_expert_parallelism_are_refused() -> None:
         experts(*arguments)
 
 
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_our_experts_give_one_result_whatever_runs_them(dtype: torch.dtype) -> None:
+def test_our_experts_give_one_result_whatever_runs_them(dtype: torch.dtype, ids_dtype: torch.dtype) -> None:
     sizes = {"hidden_size": 16, "moe_intermediate_size": 12, "num_experts": 5, "num_experts_per_tok": 2}
     config = pathmoe.PathMoEConfig(**sizes)
     experts = Experts(config).to(dtype)
     for parameter in experts.parameters():
         nn.init.normal_(parameter)
     x_TD, weights_TK = torch.randn(9, 16, dtype=dtype), torch.rand(9, 2, dtype=dtype)
-    upstream_TD, expert_ids_TK = torch.randn(9, 16, dtype=dtype), torch.rand(9, 5).argsort(dim=-1)[:, :2]
+    upstream_TD = torch.randn(9, 16, dtype=dtype)
+    expert_ids_TK = torch.rand(9, 5).argsort(dim=-1)[:, :2].to(ids_dtype)
     results = []
     # grouped_mm takes no double precision.
     for implementation in ("eager", "pathmoe", "batched_mm", *["grouped_mm"] * (dtype == torch.float32)):
         experts.config._experts_implementation = implementation
         leaves = [x_TD.clone().requires_grad_(), weights_TK.clone().requires_grad_(), *experts.parameters()]
-        output_TD = experts(leaves[0], expert_ids_TK, leaves[1])
-        results.append([output_TD, *torch.autograd.grad((output_TD * upstream_TD).sum(), leaves)])
+        for dispatch in (None, sort_by_expert(expert_ids_TK, 5)):
+            output_TD = experts(leaves[0], expert_ids_TK, leaves[1], dispatch=dispatch)
+            results.append([output_TD, *torch.autograd.grad((output_TD * upstream_TD).sum(), leaves)])
     assert results[0][0].dtype == dtype
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])

@@ -122,27 +122,29 @@ def test_in_chunks_the_logits_are_never_held_together(autocast: bool) -> None:
     assert V * D * element_size <= largest_allocation(autocast, in_chunks=True) < B * S * V * element_size / 4
 
 
-def routings_of(config: PathMoEConfig, num_layers: int) -> list[Routing]:
-    return [decide(torch.randn(B * S, config.num_experts), config) for _ in range(num_layers)]
+def routings_of(config: PathMoEConfig, num_layers: int, mask_T: Tensor | None = None) -> list[Routing]:
+    logits = [torch.randn(B * S, config.num_experts) for _ in range(num_layers)]
+    return [decide(logits_TE, config, token_mask_T=mask_T) for logits_TE in logits]
 
 
 @pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid"])
 def test_routing_losses_are_means_over_layers(scoring_func: str) -> None:
     config = PathMoEConfig(scoring_func=scoring_func, router_aux_loss_coef=0.01, router_z_loss_coef=0.001)
-    routings, mask_T = routings_of(config, 3), torch.rand(B * S) < 0.7
+    mask_T = torch.rand(B * S) < 0.7
+    routings = routings_of(config, 3, mask_T)
     balance, spread = routing_losses(routings, config, mask_T)
     assert balance is not None
     assert spread is not None
     # Before their coefficients.
-    torch.testing.assert_close(balance, sum(switch_loss(r, scoring_func, mask_T) for r in routings) / 3)
-    torch.testing.assert_close(spread, sum(z_loss(r.logits_TE, mask_T) for r in routings) / 3)
+    torch.testing.assert_close(balance, sum(switch_loss(r.routed) for r in routings) / 3)
+    torch.testing.assert_close(spread, sum(z_loss(r.routed.logsumexp_T, mask_T) for r in routings) / 3)
 
 
 def test_routing_losses_take_the_load_of_each_layer() -> None:
     config = PathMoEConfig(router_aux_loss_coef=0.01)
     routings, load_LE = routings_of(config, 2), torch.randint(1, 99, (2, 16))
     balance, _ = routing_losses(routings, config, load_LE=load_LE)
-    losses = [switch_loss(r, "softmax", load_E=load_E) for r, load_E in zip(routings, load_LE, strict=True)]
+    losses = [switch_loss(r.routed, load_E) for r, load_E in zip(routings, load_LE, strict=True)]
     torch.testing.assert_close(balance, torch.stack(losses).mean())
 
 

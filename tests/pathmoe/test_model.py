@@ -80,16 +80,20 @@ def test_routes_in_fp32_under_autocast(router: Path) -> None:
     seen: dict[int, Tensor] = {}
     for layer, decoder_layer in enumerate(model.model.layers):
         decoder_layer.mlp.register_forward_pre_hook(lambda _, args, layer=layer: seen.update({layer: args[0]}))
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(tokens(2, 8), labels=tokens(2, 8))
-    assert output.loss.dtype == torch.float32
-    for routing in output.routings:
-        assert routing.logits_TE.dtype == routing.expert_weights_TK.dtype == torch.float32
-    if model.config.router_type == "linear":
-        plan = model.model.sharing
-        for layer in plan.deciding_layers:
-            matrix_ED = model.model.routers[plan.router_of_layer[layer]].matrix(plan.slot_of_layer[layer])
-            assert torch.equal(output.routings[layer].logits_TE, seen[layer].flatten(0, 1).float() @ matrix_ED.T)
+    input_ids = tokens(2, 8)
+    for keep_logits in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(input_ids, labels=input_ids, output_router_logits=keep_logits)
+        assert output.loss.dtype == torch.float32
+        assert all(routing.expert_weights_TK.dtype == torch.float32 for routing in output.routings)
+        assert not keep_logits or all(routing.logits_TE.dtype == torch.float32 for routing in output.routings)
+        if model.config.router_type == "linear":
+            plan = model.model.sharing
+            for layer in plan.deciding_layers:
+                matrix_ED = model.model.routers[plan.router_of_layer[layer]].matrix(plan.slot_of_layer[layer])
+                logits_TE, routing = seen[layer].flatten(0, 1).float() @ matrix_ED.T, output.routings[layer]
+                assert torch.equal(routing.routed.logsumexp_T, logits_TE.logsumexp(dim=-1))
+                assert not keep_logits or torch.equal(routing.logits_TE, logits_TE)
 
 
 @every_router
@@ -103,7 +107,39 @@ def test_returns_router_logits_of_the_layers_that_decide(router: Path) -> None:
     for logits_TE, routing in zip(output.router_logits, deciding, strict=True):
         assert logits_TE.shape == (14, 6)
         assert torch.equal(logits_TE, routing.logits_TE)
-    assert model(tokens(2, 7)).router_logits is None
+    quiet = model(tokens(2, 7))
+    assert quiet.router_logits is None
+    # A router that is one matrix leaves its logits to the kernel.
+    assert all((routing.logits_TE is None) == (model.config.router_type == "linear") for routing in quiet.routings)
+
+
+@every_router
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_asking_for_router_logits_changes_nothing_else(router: Path, dtype: torch.dtype) -> None:
+    model = build(router, router_aux_loss_coef=0.1, router_z_loss_coef=0.1, num_hidden_layers=8).to(dtype).train()
+    input_ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 6:] = 0
+
+    def results(keep_logits: bool) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+        model.zero_grad()
+        output = model(input_ids, attention_mask=mask, labels=input_ids, output_router_logits=keep_logits)
+        output.loss.backward()
+        routed = [routing.routed for routing in output.routings]
+        forward = [output.loss, output.logits, *(t for r in routed for t in (*r[:-1], *r.dispatch))]
+        return forward, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    (forward, gradients), (with_logits, gradients_with_logits) = results(False), results(True)
+    assert all(torch.equal(*pair) for pair in zip(forward, with_logits, strict=True))
+    torch.testing.assert_close(gradients, gradients_with_logits, atol=1e-6, rtol=1e-4)
+
+
+def test_whatever_runs_the_experts_gives_one_result() -> None:
+    model = build(layers_per_decision=3, layers_per_router=3)
+    input_ids = tokens(2, 9)
+    expected = model(input_ids).logits
+    for implementation in ("eager", "grouped_mm", "batched_mm"):
+        model.set_experts_implementation(implementation)
+        torch.testing.assert_close(model(input_ids).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
@@ -205,9 +241,9 @@ def test_a_bad_number_stays_with_its_token_in_an_moe_layer(router: Path) -> None
     # Attention spreads it over the sequence, since zero times NaN is NaN even where the mask says zero.
     model = build(router)
     layer, x_BSD = model.model.layers[0].mlp, torch.randn(1, 6, 32)
-    expected, routing = layer(x_BSD, model.model.router_of(0), None, None)
+    expected, routing = layer(x_BSD, model.model.router_of(0))
     x_BSD[0, 3] = torch.nan
-    actual, with_nan = layer(x_BSD, model.model.router_of(0), None, None)
+    actual, with_nan = layer(x_BSD, model.model.router_of(0))
     others = [0, 1, 2, 4, 5]
     assert actual[0, 3].isnan().all() and with_nan.expert_weights_TK[3].isnan().all()
     assert torch.equal(with_nan.expert_ids_TK[others], routing.expert_ids_TK[others])

@@ -184,7 +184,7 @@ def test_noise_differs_between_layers() -> None:
             if "down_proj" in name or "o_proj" in name:
                 parameter.zero_()
     noisy = model(token_ids(), noise_seed=7).routings
-    quiet = model.eval()(token_ids(), noise_seed=7).routings
+    quiet = model.eval()(token_ids(), noise_seed=7, output_router_logits=True).routings
     assert all(torch.equal(quiet[0].logits_TE, routing.logits_TE) for routing in quiet)
     noises = [(routing.logits_TE - quiet[0].logits_TE).detach() for routing in noisy]
     correlations = torch.corrcoef(torch.stack([noise_TE.flatten() for noise_TE in noises]))

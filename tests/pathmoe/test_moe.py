@@ -3,16 +3,17 @@
 # Shapes: B batch, S sequence, T = B*S tokens, D hidden, F expert width, E experts, K experts per token,
 # P router state width.
 
-from functools import partial
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pathmoe import PathMoEConfig, PathMoEModel
 from pathmoe.moe import MoELayer
-from pathmoe.routers import Router, build_router
+from pathmoe.routers import LayerRouter, LinearRouter, build_router
 from pathmoe.routing import Routing, decide
 
 B, S, D, E = 2, 5, 8, 6
@@ -32,11 +33,34 @@ def config_of(**kwargs: Any) -> PathMoEConfig:
     return PathMoEConfig(**{**sizes, **kwargs})
 
 
-def layer_and_router(config: PathMoEConfig, decides: bool = True) -> tuple[MoELayer, Router]:
+def layer_and_router(config: PathMoEConfig, decides: bool = True) -> tuple[MoELayer, LayerRouter]:
     layer, router = MoELayer(config, decides), build_router(config, 1)
     for parameter in [*layer.parameters(), *router.parameters()]:
         nn.init.normal_(parameter, std=0.5)
-    return layer, router
+    return layer, LayerRouter(router)
+
+
+def assert_same_decision(left: Routing, right: Routing) -> None:
+    for got, want in zip(
+        left.routed[:-1] + left.routed.dispatch, right.routed[:-1] + right.routed.dispatch, strict=True
+    ):
+        assert isinstance(got, Tensor)
+        assert isinstance(want, Tensor)
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+
+
+class OpCalls(TorchDispatchMode):
+    """Counts the calls of our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "pathmoe":
+            self.of[func._opname] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def swiglu(x_D: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
@@ -49,7 +73,7 @@ def test_is_the_weighted_sum_of_the_chosen_and_the_shared_experts(n_shared_exper
     config = config_of(n_shared_experts=n_shared_experts)
     layer, router = layer_and_router(config)
     x_BSD = torch.randn(B, S, D)
-    y_BSD, routing = layer(x_BSD, partial(router, slot=0, cell=None), None, None)
+    y_BSD, routing = layer(x_BSD, router)
     assert y_BSD.shape == x_BSD.shape
     assert (layer.shared_experts is not None) == (n_shared_experts > 0)
     for t, x_D in enumerate(x_BSD.flatten(0, 1)):
@@ -65,35 +89,60 @@ def test_is_the_weighted_sum_of_the_chosen_and_the_shared_experts(n_shared_exper
         torch.testing.assert_close(y_BSD.flatten(0, 1)[t], expected_D, atol=1e-5, rtol=1e-5)
 
 
-def test_a_decider_decides_from_its_own_input() -> None:
-    config = config_of()
+@pytest.mark.parametrize("fields", [{}, {"router_bias": True}, {"router_rank": 2}, {"router_type": "cosine"}])
+@pytest.mark.parametrize("keep_logits", [False, True])
+def test_a_decider_decides_from_its_own_input(fields: dict[str, Any], keep_logits: bool) -> None:
+    config = config_of(router_aux_loss_coef=0.1, **fields)
     layer, router = layer_and_router(config)
-    x_BSD, noise_TE = torch.randn(B, S, D), torch.randn(B * S, E)
-    logits_TE = router(x_BSD.flatten(0, 1), slot=0)[0]
+    x_BSD, noise_TE, mask_T = torch.randn(B, S, D), torch.randn(B * S, E), torch.rand(B * S) < 0.7
+    logits_TE = router.router(x_BSD.flatten(0, 1), slot=0)[0]
+    is_one_matrix = fields in ({}, {"router_rank": 2})
     for noise in (None, noise_TE):
-        _, routing = layer(x_BSD, partial(router, slot=0, cell=None), None, noise)
-        expected = decide(logits_TE if noise is None else logits_TE + noise, config)
-        assert all(torch.equal(left, right) for left, right in zip(routing[:3], expected[:3], strict=True))
+        _, routing = layer(x_BSD, router, None, noise, mask_T, keep_logits)
+        expected = decide(logits_TE if noise is None else logits_TE + noise, config, token_mask_T=mask_T)
+        assert_same_decision(routing, expected)
+        if is_one_matrix and noise is None and not keep_logits:
+            assert routing.logits_TE is None
+        else:
+            assert torch.equal(routing.logits_TE, expected.logits_TE)
+
+
+@pytest.mark.parametrize("router_rank", [0, 2])
+def test_a_fused_decision_is_in_fp32_under_autocast(router_rank: int) -> None:
+    layer, router = layer_and_router(config_of(router_rank=router_rank, router_aux_loss_coef=0.1))
+    assert isinstance(router.router, LinearRouter)
+    x_BSD, upstream_TK = torch.randn(B, S, D, requires_grad=True), torch.randn(B * S, 2)
+
+    def routing_and_gradients(autocast: bool) -> tuple[Routing, tuple[Tensor, ...]]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            _, routing = layer(x_BSD, router)
+        loss = (routing.expert_weights_TK * upstream_TK).sum() + routing.routed.logsumexp_T.sum()
+        return routing, torch.autograd.grad(loss, [x_BSD, *router.router.parameters()])
+
+    expected, expected_gradients = routing_and_gradients(autocast=False)
+    routing, gradients = routing_and_gradients(autocast=True)
+    assert routing.logits_TE is None
+    assert routing.expert_weights_TK.dtype == routing.routed.logsumexp_T.dtype == torch.float32
+    assert_same_decision(routing, expected)
+    assert all(torch.equal(got, want) for got, want in zip(gradients, expected_gradients, strict=True))
 
 
 def test_a_follower_takes_the_decision_as_it_is() -> None:
     config = config_of(layers_per_router=4, layers_per_decision=4)
     layer, _ = layer_and_router(config, decides=False)
-    expert_ids_TK = torch.rand(B * S, E).argsort(dim=-1)[:, :2]
-    previous = Routing(torch.randn(B * S, E), expert_ids_TK, torch.rand(B * S, 2), torch.randn(B * S, 4))
+    previous = decide(torch.randn(B * S, E), config, state_TP=torch.randn(B * S, 4))
     x_BSD = torch.randn(B, S, D)
     y_BSD, routing = layer(x_BSD, None, previous, torch.full((B * S, E), 1e6))
     assert routing is previous
-    torch.testing.assert_close(
-        y_BSD.flatten(0, 1), layer.experts(x_BSD.flatten(0, 1), expert_ids_TK, previous.expert_weights_TK)
-    )
+    arguments = x_BSD.flatten(0, 1), previous.expert_ids_TK, previous.expert_weights_TK
+    torch.testing.assert_close(y_BSD.flatten(0, 1), layer.experts(*arguments))
 
 
 def test_the_selection_bias_steers_the_choice() -> None:
     layer, router = layer_and_router(config_of(router_bias_update_rate=0.1))
     assert layer.selection_bias_E is not None
     layer.selection_bias_E[4] = 10.0
-    _, routing = layer(torch.randn(B, S, D), partial(router, slot=0, cell=None), None, None)
+    _, routing = layer(torch.randn(B, S, D), router)
     assert (routing.expert_ids_TK[:, 0] == 4).all()
 
 
@@ -135,6 +184,18 @@ def test_followers_in_the_model_share_one_decision() -> None:
     assert routings[1] is routings[2] is routings[3]
     biases = [name for name, _ in model.named_buffers() if name.endswith("selection_bias_E")]
     assert biases == [f"layers.{layer}.mlp.selection_bias_E" for layer in (0, 1)]
+
+
+@pytest.mark.parametrize(("layers_per_decision", "decisions"), [(1, 4), (2, 2), (4, 1)])
+def test_rows_are_sorted_once_a_decision(layers_per_decision: int, decisions: int) -> None:
+    model = model_of(layers_per_router=4, layers_per_decision=layers_per_decision)
+    with OpCalls() as calls:
+        routings = model(torch.randint(0, 11, (B, S))).routings
+    # The op that routes sorts too; the other one sorts for callers without a routing of ours.
+    assert calls.of == {"route": decisions, "expert_mlp": 4}
+    for routing in routings:
+        by_expert = routing.expert_ids_TK.flatten().argsort(stable=True)
+        assert routing.routed.dispatch.order_N.tolist() == by_expert.tolist()
 
 
 def test_a_recurrent_router_continues_from_the_last_decision_across_followers() -> None:

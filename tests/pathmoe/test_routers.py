@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathmoe import PathMoEConfig
-from pathmoe.routers import CosineRouter, LinearRouter, RecurrentRouter, Router, build_router
+from pathmoe.routers import CosineRouter, LayerRouter, LinearRouter, RecurrentRouter, Router, build_router
 
 T, D, E, P, R, L = 10, 12, 5, 4, 2, 3
 
@@ -170,6 +170,19 @@ def test_fp32_with_half_precision_weights(variant: dict[str, Any]) -> None:
     assert torch.equal(logits_TE, exact_TE)
     assert (new_state_TP is None) == (exact_state_TP is None)
     assert exact_state_TP is None or torch.equal(new_state_TP, exact_state_TP)
+
+
+@every_router
+def test_a_gate_is_the_whole_formula_or_is_not_given(variant: dict[str, Any]) -> None:
+    router, x_TD = random_router(**variant), torch.randn(T, D)
+    for slot in range(L):
+        layer_router = LayerRouter(router, slot, gru_cell())
+        with torch.autocast("cpu", torch.bfloat16):
+            gate_ED = layer_router.gate()
+        assert (gate_ED is not None) == (variant in ({}, {"router_rank": R}))
+        if gate_ED is not None:
+            assert gate_ED.dtype == torch.float32
+            assert torch.equal(layer_router.logits(x_TD, None)[0], x_TD @ gate_ED.T)
 
 
 @every_router

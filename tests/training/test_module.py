@@ -155,7 +155,7 @@ def by_hand(model: PathMoEForCausalLM, number: int, scope: str) -> tuple[Tensor,
     for batch in micro_batches(number):
         if scope == "micro_batch":
             load_LE = torch.zeros(3, 4)
-        for layer, routing in enumerate(model(**inputs(batch)).routings):
+        for layer, routing in enumerate(model(**inputs(batch), output_router_logits=True).routings):
             load_LE[layer] += torch.bincount(routing.expert_ids_TK.flatten(), minlength=4)
             fraction_E = 2 * load_LE[layer] / load_LE[layer].sum()
             balance.append(4 * (fraction_E * routing.logits_TE.softmax(-1).mean(0)).sum())

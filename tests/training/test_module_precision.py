@@ -27,7 +27,6 @@ SHAPE = {
     "num_experts_per_tok": 2,
     "router_bias_update_rate": 1e-3,
     "router_aux_loss_coef": 0.01,
-    "router_noise_std": 0.1,
 }
 
 
@@ -52,8 +51,8 @@ class Dtypes(Callback):
 
     def _note_routings(self, _model: Any, _inputs: Any, output: PathMoECausalLMOutput) -> None:
         assert output.routings is not None
-        tensors = [tensor for r in output.routings for tensor in (r.logits_TE, r.expert_weights_TK)]
-        self.routing |= {tensor.dtype for tensor in tensors}
+        tensors = [t for r in output.routings for t in (r.logits_TE, r.routed.logsumexp_T, r.expert_weights_TK)]
+        self.routing |= {tensor.dtype for tensor in tensors if tensor is not None}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: PathMoEModule, optimizer: Any) -> None:
         self.gradients |= {parameter.grad.dtype for parameter in pl_module.parameters()}
@@ -85,6 +84,7 @@ def fit(
     num_hidden_layers: int = 2,
     experts: Any = "pathmoe",
     optimizer: Any = "muon",
+    router_noise_std: float = 0.1,
 ) -> PathMoEModule:
     trainer = Trainer(
         accelerator="cpu",
@@ -100,7 +100,8 @@ def fit(
         enable_model_summary=False,
     )
     schedule = ScheduleConfig(name="constant")
-    config = PathMoEConfig(**SHAPE | {"num_hidden_layers": num_hidden_layers})
+    fields = {"num_hidden_layers": num_hidden_layers, "router_noise_std": router_noise_std}
+    config = PathMoEConfig(**SHAPE | fields)
     module = PathMoEModule(
         config, OptimizerConfig(name=optimizer, lr=0.01), schedule, compile=compiled, experts_implementation=experts
     )
@@ -128,10 +129,15 @@ def test_bf16_trains_as_fp32_does_up_to_rounding(precision: str) -> None:
     ("precision", "weights"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16), ("32-true", torch.float32)]
 )
 @pytest.mark.parametrize("experts", ["pathmoe", "grouped_mm", "batched_mm", "eager"])
-def test_routing_is_fp32_and_expert_gemms_are_not(experts: str, precision: str, weights: torch.dtype) -> None:
+@pytest.mark.parametrize("router_noise_std", [0.0, 0.1])  # with noise routers give logits, without it the kernel does
+def test_routing_is_fp32_and_expert_gemms_are_not(
+    router_noise_std: float, experts: str, precision: str, weights: torch.dtype
+) -> None:
     dtypes = Dtypes()
+    # Muon's own GEMMs are in bf16.
+    options: dict[str, Any] = {"optimizer": "adamw", "experts": experts, "router_noise_std": router_noise_std}
     with ExpertGemms(dtypes.gemms):
-        module = fit(precision, callbacks=(dtypes,), experts=experts, optimizer="adamw")  # Muon's own GEMMs are in bf16
+        module = fit(precision, callbacks=(dtypes,), **options)
     assert dtypes.routing == {torch.float32}
     assert dtypes.gemms == {torch.float32 if precision == "32-true" else torch.bfloat16}
     assert dtypes.gradients == {weights}
@@ -171,6 +177,7 @@ def test_buffers_keep_their_bits_whatever_the_weights_become(precision: str) -> 
 def test_compiled_layers_train_as_plain_ones_do() -> None:
     plain = losses(num_hidden_layers=12)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of what other tests compiled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
         compiled = losses(compiled=True, num_hidden_layers=12)

@@ -156,7 +156,7 @@ def fresh_model(**fields: Any) -> PathMoEForCausalLM:
 
 
 def forward(model: PathMoEForCausalLM, batch: dict[str, Any]) -> Any:
-    return model(batch["input_ids"], position_ids=batch["position_ids"])
+    return model(batch["input_ids"], position_ids=batch["position_ids"], output_router_logits=True)
 
 
 def test_the_load_is_that_of_both(tmp_path: Path) -> None:
