@@ -31,6 +31,7 @@ from pathmoe.training.progress import ProgressBar
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
+from pathmoe.training.stop_signals import stopping_at_once
 from pathmoe.training.trainer_requirements import check_strategy
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
@@ -173,7 +174,8 @@ def _help() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `pathmoe` and `train.py` are this."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with_one_line_errors(lambda: _run(arguments))
+    with stopping_at_once():
+        with_one_line_errors(lambda: _run(arguments))
 
 
 def _run(arguments: list[str]) -> None:
