@@ -33,6 +33,7 @@ from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
 from pathmoe.training.stop_signals import stopping_at_once
 from pathmoe.training.trainer_requirements import check_strategy
+from pathmoe.training.validation_figures import table, validation_rows
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
 
@@ -43,7 +44,7 @@ SUBCOMMANDS = {
 }
 
 # What belongs to one call and not to the run.
-_OF_ONE_CALL = ("ckpt_path", "dry_run", "config", "run_dir", "verbose")
+_OF_ONE_CALL = ("ckpt_path", "dry_run", "config", "run_dir")
 
 
 class PathMoECLI(LightningCLI):
@@ -70,7 +71,8 @@ class PathMoECLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The one that was asked for, since setting up the options of each takes a while."""
-        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]] | {"ckpt_path", "weights_only"}}
+        ours = {"ckpt_path", "weights_only"} | ({"verbose"} if sys.argv[1] == "validate" else set())
+        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]] | ours}
 
     def _parse_ckpt_path(self) -> None:
         # LightningCLI would let hyperparameters in the checkpoint win over flags; ours lie beside it, and flags win.
@@ -139,8 +141,17 @@ class PathMoECLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # A checkpoint is never trusted with code.
-        of_checkpoint = {"ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
-        return super()._prepare_subcommand_kwargs(subcommand) | of_checkpoint
+        ours = {"ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
+        if subcommand == "validate":
+            ours["verbose"] = False
+        return super()._prepare_subcommand_kwargs(subcommand) | ours
+
+    def after_validate(self) -> None:
+        """Print what was measured, of which checkpoint."""
+        if self.trainer.is_global_zero:
+            checkpoint = Path(self._get(self.config, "ckpt_path"))
+            rows = validation_rows({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+            print(f"validated {checkpoint} (step {saved_step(checkpoint)})\n\n{table(rows)}\n")
 
 
 def _quieten() -> None:
