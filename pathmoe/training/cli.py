@@ -92,6 +92,8 @@ class PathMoECLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, or print the dry run."""
         settings = self.config[self.subcommand]
+        if self.subcommand == "fit" and not settings.config and settings.trainer.max_steps < 1:
+            raise ValueError("--config (null) must name what to train; give it, e.g. --config tiny --config path_b4")
         accumulate = settings.trainer.accumulate_grad_batches
         if accumulate < 1:
             raise ValueError(f"trainer.accumulate_grad_batches ({accumulate}) must be at least 1; raise it")

@@ -91,6 +91,13 @@ def test_flags(flags: list[str], line: str, fit: CommandLine, tmp_path: Path) ->
     assert [path for path in tmp_path.rglob("*") if path != tmp_path / "runs"] == []
 
 
+@pytest.mark.parametrize("more", [[], ["--dry_run"], ["--model.optimizer.lr", "0.1"]], ids=str)
+def test_training_of_nothing(more: list[str], command_line: CommandLine, tmp_path: Path) -> None:
+    line = "--config (null) must name what to train; give it, e.g. --config tiny --config path_b4"
+    assert_refused(command_line("fit", *more), line)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash attention may be there")
 def test_flash_attention_that_is_not_installed(fit: CommandLine, tmp_path: Path) -> None:
     flags = ["--model.attn_implementation", "flash_attention_2", "--trainer.precision", "bf16-mixed"]
