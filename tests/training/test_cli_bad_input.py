@@ -91,6 +91,14 @@ def test_flags(flags: list[str], line: str, fit: CommandLine, tmp_path: Path) ->
     assert [path for path in tmp_path.rglob("*") if path != tmp_path / "runs"] == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["cuda", "gpu", "mps", "tpu", "abacus"])
+def test_an_accelerator_that_is_not_there(name: str, fit: CommandLine, tmp_path: Path) -> None:
+    line = f"trainer.accelerator ({name}) must be one of auto, cpu on this machine; change it"
+    assert_refused(fit("--trainer.accelerator", name), line)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("more", [[], ["--dry_run"], ["--model.optimizer.lr", "0.1"]], ids=str)
 def test_training_of_nothing(more: list[str], command_line: CommandLine, tmp_path: Path) -> None:
     line = "--config (null) must name what to train; give it, e.g. --config tiny --config path_b4"
