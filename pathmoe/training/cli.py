@@ -28,6 +28,7 @@ from pathmoe.training.export import export_command
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
+from pathmoe.training.provenance import installed_version
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
@@ -181,6 +182,7 @@ def _help() -> str:
             "",
             f"The options of each: {program} fit --help",
             f"The smallest run:    {program} fit --config tiny --config path_b4",
+            f"The version:         {program} --version",
         ]
     )
 
@@ -199,6 +201,9 @@ def _run(arguments: list[str]) -> None:
         if subcommand:
             return
         raise ValueError(f"a subcommand must be given: one of {', '.join(SUBCOMMANDS)}")
+    if subcommand == "--version":
+        print(f"pathmoe {installed_version('pathmoe') or 'of a folder that is not installed'}")
+        return
     if subcommand not in SUBCOMMANDS:
         raise ValueError(f"the subcommand ({subcommand}) must be one of {', '.join(SUBCOMMANDS)}; give it first")
     _quieten()
