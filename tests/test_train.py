@@ -1,4 +1,4 @@
-"""train.py as a process of its own: what a terminal sees of each kind of failure and of a run, and who owns a run."""
+"""train.py as a process of its own: what a terminal sees of each kind of failure, of a run and of a stop."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +48,21 @@ def start(folder: Path) -> Iterator[Start]:
     def popen(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
         pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True))
+        process = subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, process_group=0)
+        processes.append(process)
         return processes[-1]
 
     yield popen
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    waited = time.monotonic()
+    while not file.exists():
+        assert process.poll() is None and time.monotonic() - waited < 120
+        time.sleep(0.05)
 
 
 def test_a_terminal_sees_one_line_of_each_kind_of_failure(start: Start, folder: Path) -> None:
@@ -86,11 +95,7 @@ def test_a_run_belongs_to_one_process_until_it_is_killed(
     from pathmoe.training.cli import main
 
     first = start(*FIT, "--trainer.max_steps", "1000000", "--checkpoint_every_n_steps", "1000000")
-    waited = time.monotonic()
-    # What a run lays down last as it starts.
-    while not (folder / "run" / "provenance.json").exists():
-        assert first.poll() is None and time.monotonic() - waited < 120
-        time.sleep(0.05)
+    wait_for(folder / "run" / "provenance.json", first)  # what a run lays down last as it starts
     files = sorted(os.listdir(folder / "run"))
 
     monkeypatch.chdir(folder)
@@ -111,3 +116,29 @@ def test_a_run_belongs_to_one_process_until_it_is_killed(
     assert out.startswith("data: texts, ")
     assert "tokens per second" in out
     assert (folder / "run" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(("signum", "status", "num_workers"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0)])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    signum: int, status: int, num_workers: int, start: Start, folder: Path
+) -> None:
+    flags = ["--trainer.accumulate_grad_batches", "2", "--data.num_workers", str(num_workers)]
+    first = start(*FIT, *flags, "--trainer.max_steps", "1000000", "--checkpoint_every_n_steps", "2")
+    wait_for(folder / "run" / "last.ckpt", first)
+    # A terminal's Ctrl-C goes to all processes of the run; who ends a job sends SIGTERM to the first.
+    (os.killpg if signum == signal.SIGINT else os.kill)(first.pid, signum)
+    _, err = first.communicate()
+    step = torch.load(folder / "run" / "last.ckpt", weights_only=True)["global_step"]
+    assert (first.returncode, err) == (
+        status, f"stopped at step {step}; go on with the same command and --ckpt_path last\n"
+    )  # fmt: skip
+
+    flags += ["--trainer.max_steps", str(step + 3), "--checkpoint_every_n_steps", "1000000"]
+    weights = []
+    for run_dir, more in (("run", ["--ckpt_path", "last"]), ("whole", [])):
+        process = start(*FIT, *flags, "--run_dir", run_dir, *more)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        assert ("goes on from run/last.ckpt" in out) == bool(more)
+        weights.append(torch.load(folder / run_dir / "last.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

@@ -3,7 +3,6 @@
 # Shapes: N tokens, L MoE layers.
 
 import json
-import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from pathmoe.training.export import check_export_folder, export_model
 from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
 from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
+from pathmoe.training.validation_figures import table, validation_rows
 from pathmoe_eval.agreement import AdjacentCounts
 from pathmoe_eval.paths import PathCounts
 from pathmoe_eval.sample import sample_text
@@ -23,7 +23,6 @@ SUMMARY_FILE = "summary.json"
 EXPORT_FOLDER = "export"
 
 _WIDTH = 80
-_NAME_WIDTH = 24
 
 
 class ClosingReport(Callback):
@@ -162,10 +161,7 @@ def _training_figures(trainer: Trainer, pl_module: LightningModule) -> dict[str,
 def closing_table(summary: dict[str, Any], run_folder: Path) -> str:
     """The end of a run in at most 80 columns, for people."""
     rows = [
-        ("validation perplexity", _figure(summary, "val/perplexity", "{:.2f}")),
-        ("bits per byte", _figure(summary, "val/bits_per_byte", "{:.3f}")),
-        ("path entropy", _path_entropy(summary)),
-        ("adjacent-layer agreement", _agreement(summary)),
+        *validation_rows(summary),
         (
             "tokens per second",
             f"{summary['tokens_per_second']:,.0f} ({summary['tokens']:,} in {summary['seconds']:,.0f} s)",
@@ -175,33 +171,7 @@ def closing_table(summary: dict[str, Any], run_folder: Path) -> str:
         ("checkpoint", str(run_folder / LAST_CHECKPOINT)),
         ("exported model", str(run_folder / EXPORT_FOLDER)),
     ]
-    table = "\n".join(_row(name, value) for name, value in rows if value)
-    return f"\n{table}\n\n  a sample:\n\n{_indented(str(summary['sample']))}\n"
-
-
-def _row(name: str, value: str) -> str:
-    """One line, or two where a long path needs one of its own."""
-    line = f"  {name:<{_NAME_WIDTH}}  {value}"
-    return line if len(line) <= _WIDTH else f"  {name}\n    {value}"
-
-
-def _figure(summary: dict[str, Any], name: str, form: str) -> str:
-    return form.format(summary[name]) if name in summary else ""
-
-
-def _path_entropy(summary: dict[str, Any]) -> str:
-    if "val/path_entropy_bits" not in summary:
-        return ""
-    ceiling = math.log2(summary["val/tokens"])
-    return f"{summary['val/path_entropy_bits']:.2f} bits of {ceiling:.2f} that {summary['val/tokens']:,} tokens allow"
-
-
-def _agreement(summary: dict[str, Any]) -> str:
-    if "val/adjacent_agreement" not in summary:
-        return ""
-    chance = summary["val/adjacent_agreement_by_chance"]
-    shared = summary["val/adjacent_mutual_information_bits"]
-    return f"{summary['val/adjacent_agreement']:.1%} (by chance {chance:.1%}), {shared:z.2f} bits shared"
+    return f"\n{table(rows)}\n\n  a sample:\n\n{_indented(str(summary['sample']))}\n"
 
 
 def _indented(text: str) -> str:

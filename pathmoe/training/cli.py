@@ -28,10 +28,13 @@ from pathmoe.training.export import export_command
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
+from pathmoe.training.provenance import installed_version
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
-from pathmoe.training.trainer_requirements import check_strategy
+from pathmoe.training.stop_signals import stopping_at_once
+from pathmoe.training.trainer_requirements import check_accelerator, check_strategy
+from pathmoe.training.validation_figures import table, validation_rows
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
 
@@ -42,7 +45,7 @@ SUBCOMMANDS = {
 }
 
 # What belongs to one call and not to the run.
-_OF_ONE_CALL = ("ckpt_path", "dry_run", "config", "run_dir", "verbose")
+_OF_ONE_CALL = ("ckpt_path", "dry_run", "config", "run_dir")
 
 
 class PathMoECLI(LightningCLI):
@@ -69,7 +72,8 @@ class PathMoECLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The one that was asked for, since setting up the options of each takes a while."""
-        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]] | {"ckpt_path", "weights_only"}}
+        ours = {"ckpt_path", "weights_only"} | ({"verbose"} if sys.argv[1] == "validate" else set())
+        return {sys.argv[1]: LightningCLI.subcommands()[sys.argv[1]] | ours}
 
     def _parse_ckpt_path(self) -> None:
         # LightningCLI would let hyperparameters in the checkpoint win over flags; ours lie beside it, and flags win.
@@ -89,6 +93,8 @@ class PathMoECLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, or print the dry run."""
         settings = self.config[self.subcommand]
+        if self.subcommand == "fit" and not settings.config and settings.trainer.max_steps < 1:
+            raise ValueError("--config (null) must name what to train; give it, e.g. --config tiny --config path_b4")
         accumulate = settings.trainer.accumulate_grad_batches
         if accumulate < 1:
             raise ValueError(f"trainer.accumulate_grad_batches ({accumulate}) must be at least 1; raise it")
@@ -126,6 +132,7 @@ class PathMoECLI(LightningCLI):
             every_n_steps = self._get(self.config, "checkpoint_every_n_steps")
             best = BestCheckpoint(self.run_folder / BEST_CHECKPOINT)
             callbacks += [best, LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)]
+        check_accelerator(config.get("accelerator", "auto"))
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
@@ -138,8 +145,17 @@ class PathMoECLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # A checkpoint is never trusted with code.
-        of_checkpoint = {"ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
-        return super()._prepare_subcommand_kwargs(subcommand) | of_checkpoint
+        ours = {"ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
+        if subcommand == "validate":
+            ours["verbose"] = False
+        return super()._prepare_subcommand_kwargs(subcommand) | ours
+
+    def after_validate(self) -> None:
+        """Print what was measured, of which checkpoint."""
+        if self.trainer.is_global_zero:
+            checkpoint = Path(self._get(self.config, "ckpt_path"))
+            rows = validation_rows({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+            print(f"validated {checkpoint} (step {saved_step(checkpoint)})\n\n{table(rows)}\n")
 
 
 def _quieten() -> None:
@@ -166,6 +182,7 @@ def _help() -> str:
             "",
             f"The options of each: {program} fit --help",
             f"The smallest run:    {program} fit --config tiny --config path_b4",
+            f"The version:         {program} --version",
         ]
     )
 
@@ -173,7 +190,8 @@ def _help() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `pathmoe` and `train.py` are this."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with_one_line_errors(lambda: _run(arguments))
+    with stopping_at_once():
+        with_one_line_errors(lambda: _run(arguments))
 
 
 def _run(arguments: list[str]) -> None:
@@ -183,6 +201,9 @@ def _run(arguments: list[str]) -> None:
         if subcommand:
             return
         raise ValueError(f"a subcommand must be given: one of {', '.join(SUBCOMMANDS)}")
+    if subcommand == "--version":
+        print(f"pathmoe {installed_version('pathmoe') or 'of a folder that is not installed'}")
+        return
     if subcommand not in SUBCOMMANDS:
         raise ValueError(f"the subcommand ({subcommand}) must be one of {', '.join(SUBCOMMANDS)}; give it first")
     _quieten()

@@ -1,4 +1,4 @@
-"""How an error of the user's reaches the user: one line on stderr, exit status 2."""
+"""How an error of the user's, or a stop, reaches the user: one line on stderr; the exit status of an error is 2."""
 
 import errno
 import re
@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pathmoe.training.stop_signals import Stopped
 
 _SECONDS_TO_SPEAK = 5.0
 _OUR_PACKAGES = ("pathmoe", "pathmoe_kernels", "pathmoe_eval")
@@ -51,6 +53,7 @@ _CLEARER = {
     r"^unrecognized arguments: (-\S+) ([^-]\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (\S+).*$": r"\1 is not a known option; see --help",
     r"^argument (?:-c/)?(--\S+): expected one argument$": r"\1 must be followed by a value; add it",
+    r"^the following arguments are required: (\w+).*$": r"--\1 must be given; add it",
 }
 
 
@@ -95,12 +98,18 @@ def fail(message: str) -> NoReturn:
 
 
 def with_one_line_errors(program: Callable[[], None]) -> None:
-    """Run `program`; an error about what the user gave, a place on disk or a missing package ends in one line.
+    """Run `program`; a signal, or an error about what the user gave, a place on disk or a missing package, ends in one
+    line.
 
     A ValueError from anywhere else is a fault of ours or of a library's, and keeps its traceback.
     """
     try:
         program()
+    except Stopped as stopped:
+        _let_the_first_rank_speak()
+        if not rank_zero_only.rank:
+            sys.stderr.write(f"{stopped.line}\n")
+        raise
     except MisconfigurationException as error:
         fail("trainer: " + one_line(str(error)))
     except OSError as error:
@@ -114,9 +123,8 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
             raise
         fail(f"{one_line(str(error))}; install the package that has it")
     except OnAllRanksError as error:
+        _let_the_first_rank_speak()
         if rank_zero_only.rank:
-            # A launcher may end all ranks once one of them has ended: let the first one speak.
-            time.sleep(_SECONDS_TO_SPEAK)
             raise SystemExit(2) from error
         fail(str(error))
     except ValueError as error:
@@ -127,6 +135,12 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
         if refused is None:
             raise
         fail(f"class_path ({refused[1]}) can't be used ({refused[2]}); install what it needs, or change it")
+
+
+def _let_the_first_rank_speak() -> None:
+    # A launcher may end all ranks once one of them has ended.
+    if rank_zero_only.rank:
+        time.sleep(_SECONDS_TO_SPEAK)
 
 
 def _is_a_missing_package(error: ImportError) -> bool:

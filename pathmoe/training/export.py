@@ -62,16 +62,24 @@ def export_model(
     def write(new: Path) -> None:
         exported.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        (new / EXPORT_MARK).write_text("\n".join(sorted(_content(new))) + "\n", encoding="utf-8")
+        mark = new / EXPORT_MARK
+        mark.write_text("\n".join(sorted(_content(new))) + "\n", encoding="utf-8")
+        # Safetensors gives its files to their owner alone; that of the mark is what the umask asks for.
+        for path in filter(Path.is_file, new.rglob("*")):
+            path.chmod(mark.stat().st_mode)
 
     _replace_folder(folder.resolve(), write)
 
 
-def check_export_folder(folder: Path) -> None:
-    """Refuse to replace anything but an earlier export.
+def check_export_folder(folder: Path, name: str | None = None) -> None:
+    """Refuse to replace anything but an earlier export, or to write into one.
+
+    Args:
+        folder: where an export is to be.
+        name: what errors call it; its path when None.
 
     Raises:
-        ValueError: `folder` is a file, or a folder that holds what no export has written.
+        ValueError: `folder` is a file, or a folder that holds what no export has written, or inside an export.
     """
     mark = folder / EXPORT_MARK
     ours = [EXPORT_MARK, *mark.read_text(encoding="utf-8").splitlines()] if mark.is_file() else []
@@ -79,9 +87,12 @@ def check_export_folder(folder: Path) -> None:
     if foreign or folder.is_file():
         found = f"holds {foreign}" if foreign else "is a file"
         raise ValueError(
-            f"{folder} must be new, or hold an earlier export and nothing else, but {found}; move that away, or choose "
-            "another folder to export to"
+            f"{name or folder} must be new, or hold an earlier export and nothing else, but {found}; move that away, "
+            "or choose another folder to export to"
         )
+    around = next((parent for parent in folder.resolve().parents if (parent / EXPORT_MARK).is_file()), None)
+    if around:
+        raise ValueError(f"{name or folder} must not lie inside the export {around}; choose another folder")
 
 
 def _content(folder: Path) -> Iterator[str]:
@@ -122,6 +133,7 @@ def export_command(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(list(arguments))
     checkpoint = resolve_checkpoint(options.ckpt_path, None)
+    check_export_folder(options.out, f"--out ({options.out})")
     model = load_model(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer(checkpoint))
     export_model(model, tokenizer, options.out, options.format)

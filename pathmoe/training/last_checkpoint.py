@@ -7,6 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from pathmoe.training.stop_signals import Stopped, StopSignals
+
 
 class LastCheckpoint(Checkpoint):
     """Replaces one file every so many optimizer steps, and after the last one, whatever ends the fit.
@@ -14,7 +16,8 @@ class LastCheckpoint(Checkpoint):
     A `ModelCheckpoint` would leave out the last steps, or save them once the epoch is over, from where Lightning does
     not go on as it would have. As a `Checkpoint` it runs after all other callbacks, so that their state is in the file.
 
-    A stop that another callback asks for within a step, as `trainer.max_time` does, waits for the end of the step.
+    A stop that another callback asks for within a step, as `trainer.max_time` does, waits for the end of the step. So
+    does Ctrl-C, or SIGTERM, after which nothing else is done; a second one does not wait.
 
     Args:
         path: the file.
@@ -28,7 +31,9 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self._save_after_validation = False
         self._stop_at_end_of_step = False
-        self._saved_step = 0
+        self._saved_step: int | None = None
+        self._signals = StopSignals()
+        self._stopped_by: int | None = None
         self._logged: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,6 +42,7 @@ class LastCheckpoint(Checkpoint):
         A fit that was over already does not come here.
         """
         self._saved_step = trainer.global_step
+        self._signals.listen()
         if self._logged:
             for logger in trainer.loggers:
                 logger.log_metrics({k: v for k, v in self._logged.items() if k != "step"}, int(self._logged["step"]))
@@ -50,9 +56,10 @@ class LastCheckpoint(Checkpoint):
             trainer.should_stop = False
             return
         trainer.should_stop |= self._stop_at_end_of_step
+        self._stopped_by = self._signals.received(trainer)
         step = trainer.global_step
         self._logged = _logged_figures(trainer) if step % trainer.log_every_n_steps == 0 else {}
-        due = step % self.every_n_steps == 0 or step == trainer.max_steps or _stops(trainer)
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps or _stops(trainer) or bool(self._stopped_by)
         self._save_after_validation = due and _validation_follows(trainer)
         if due and not self._save_after_validation:
             self._save(trainer)
@@ -64,13 +71,23 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where the fit has ended in a way that could not be foreseen."""
-        if trainer.global_step > self._saved_step:
+        self._signals.leave()
+        if self._saved_step is not None and trainer.global_step > self._saved_step:
             self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Where a signal ends a fit that has started, say where it has got to and how to go on."""
+        self._signals.leave()
+        if isinstance(exception, Stopped) and self._saved_step is not None:
+            where = f"at step {self._saved_step}" if self.path.exists() else "before the first checkpoint"
+            exception.line = f"stopped {where}; go on with the same command and --ckpt_path last"
 
     def _save(self, trainer: Trainer) -> None:
         self._save_after_validation = False
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
+        if self._stopped_by:
+            raise Stopped(self._stopped_by)
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged of the step that the checkpoint was written at."""

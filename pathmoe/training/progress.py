@@ -62,6 +62,11 @@ class ProgressBar(TQDMProgressBar):
         self.val_progress_bar.close()
         self.reset_dataloader_idx_tracker()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the bar on a line of its own, for the line that says what has happened."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
+
     @staticmethod
     def _figures(trainer: Trainer) -> str:
         metrics = trainer.callback_metrics

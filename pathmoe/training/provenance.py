@@ -15,7 +15,7 @@ _PACKAGES = (
 
 def provenance() -> dict[str, str | int | bool | None]:
     """Versions of what computes, the source's commit (None outside a checkout) and the machine, as plain values."""
-    facts: dict[str, str | int | bool | None] = {name: _version(name) for name in _PACKAGES}
+    facts: dict[str, str | int | bool | None] = {name: installed_version(name) for name in _PACKAGES}
     facts |= {"python": platform.python_version(), "platform": platform.platform(), "threads": torch.get_num_threads()}
     facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     # An installed package may lie inside a repository that knows nothing of it, such as that of the user's project.
@@ -26,7 +26,8 @@ def provenance() -> dict[str, str | int | bool | None]:
     return facts
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -75,7 +75,7 @@ def resolve_checkpoint(ckpt_path: str, run_folder: Path | None) -> Path:
         run_folder: the run that `last` speaks of; the newest one under `runs/` when None.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: nothing is there, or a file that is no checkpoint.
     """
     path = Path(ckpt_path)
     if ckpt_path in _CHECKPOINTS:
@@ -86,7 +86,17 @@ def resolve_checkpoint(ckpt_path: str, run_folder: Path | None) -> Path:
         raise ValueError(
             f"--ckpt_path ({path}) must be an existing checkpoint, a file or a sharded folder; check the path"
         )
+    if path.is_file() and _begins_unlike_a_checkpoint(path):
+        raise ValueError(
+            f"--ckpt_path ({path}) must be a checkpoint, but is a file of another kind; give the last.ckpt of a run"
+        )
     return path
+
+
+def _begins_unlike_a_checkpoint(path: Path) -> bool:
+    """Whether a file is no archive as PyTorch writes them, not even a part of one."""
+    with path.open("rb") as file:
+        return not b"PK\x03\x04".startswith(file.read(4))
 
 
 def saved_config(checkpoint: Path) -> Path:

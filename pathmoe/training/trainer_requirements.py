@@ -4,11 +4,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _INTERVALS = ("val_check_interval", "limit_train_batches")
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Refuse an accelerator that this machine does not have.
+
+    Args:
+        accelerator: its name, or what Lightning takes in place of one.
+
+    Raises:
+        ValueError: that.
+    """
+    if not isinstance(accelerator, str):
+        return
+    known = AcceleratorRegistry.available_accelerators()
+    usable = {name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()}
+    usable |= {"auto", "gpu"} if usable & {"cuda", "mps"} else {"auto"}
+    if accelerator not in usable:
+        raise ValueError(
+            f"trainer.accelerator ({accelerator}) must be one of {', '.join(sorted(usable))} on this machine; change it"
+        )
 
 
 def check_strategy(trainer: Trainer) -> None:

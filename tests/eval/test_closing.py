@@ -275,7 +275,7 @@ def test_every_line_fits() -> None:
         "val/perplexity": 123456.789,
         "val/bits_per_byte": 12.3456,
         "val/path_entropy_bits": 22.345,
-        "val/tokens": 123456789012,
+        "val/path_entropy_ceiling_bits": math.log2(123456789012),
         "val/adjacent_agreement": 1.0,
         "val/adjacent_agreement_by_chance": 1.0,
         "val/adjacent_mutual_information_bits": -0.001,
@@ -289,6 +289,7 @@ def test_every_line_fits() -> None:
     table = closing_table(figures, Path("/a/folder/whose/name") / ("is" * 20))
     assert all(len(line) <= 80 for line in table.split("\n"))
     assert all(character.isprintable() or character == "\n" for character in table), "no control sequence gets out"
+    assert "bits of 36.85 that 123,456,789,012 tokens allow\n" in table
     assert "  adjacent-layer agreement  100.0% (by chance 100.0%), 0.00 bits shared\n" in table
     short = closing_table(figures, Path("runs/tiny"))
     assert "  checkpoint                runs/tiny/last.ckpt\n" in short

@@ -23,7 +23,7 @@ def make_run(name: str, *checkpoints: str) -> Path:
     run_folder = Path("runs") / name
     run_folder.mkdir(parents=True)
     for file in ("config.yaml", *checkpoints):
-        (run_folder / file).write_text("a: 1")
+        (run_folder / file).write_text("a: 1" if file.endswith(".yaml") else "PK\x03\x04")
     return run_folder
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def test_help_names_every_subcommand(command_line: CommandLine) -> None:
     assert max(len(line) for line in ended.out.splitlines()) <= 80
     for name in SUBCOMMANDS:
         assert re.search(rf"^  {name} +\w", ended.out, re.MULTILINE)
+
+
+def test_the_version(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command_line("--version") == (0, f"pathmoe {version('pathmoe')}\n", "")
+    monkeypatch.setattr("pathmoe.training.cli.installed_version", lambda _: None)
+    assert command_line("--version") == (0, "pathmoe of a folder that is not installed\n", "")
 
 
 def test_nothing_at_all_gets_help_and_an_error(command_line: CommandLine) -> None:

@@ -91,6 +91,31 @@ def test_flags(flags: list[str], line: str, fit: CommandLine, tmp_path: Path) ->
     assert [path for path in tmp_path.rglob("*") if path != tmp_path / "runs"] == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["cuda", "gpu", "mps", "tpu", "abacus"])
+def test_an_accelerator_that_is_not_there(name: str, fit: CommandLine, tmp_path: Path) -> None:
+    line = f"trainer.accelerator ({name}) must be one of auto, cpu on this machine; change it"
+    assert_refused(fit("--trainer.accelerator", name), line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"], ["--model.optimizer.lr", "0.1"]], ids=str)
+def test_training_of_nothing(more: list[str], command_line: CommandLine, tmp_path: Path) -> None:
+    line = "--config (null) must name what to train; give it, e.g. --config tiny --config path_b4"
+    assert_refused(command_line("fit", *more), line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["fit"], ["validate"], ["export", "--out", "out"]], ids=" ".join)
+def test_a_file_of_another_kind_in_place_of_a_checkpoint(
+    command: list[str], command_line: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("# Read me")
+    line = "--ckpt_path (README.md) must be a checkpoint, but is a file of another kind; give the last.ckpt of a run"
+    assert_refused(command_line(*command, "--ckpt_path", "README.md"), line)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash attention may be there")
 def test_flash_attention_that_is_not_installed(fit: CommandLine, tmp_path: Path) -> None:
     flags = ["--model.attn_implementation", "flash_attention_2", "--trainer.precision", "bf16-mixed"]
@@ -208,7 +233,7 @@ def contents(folder: Path) -> dict[str, bytes]:
             lambda content: b"",
             "--ckpt_path ({}) must be a whole checkpoint, but it can't be read (EOFError); use anothe",
         ),
-        (lambda content: b"text", "--ckpt_path ({}) must be a whole checkpoint, but it can't be read ("),
+        (lambda content: b"text", "--ckpt_path ({}) must be a checkpoint, but is a file of another kind; give the la"),
     ],
     ids=["truncated", "empty", "text"],
 )

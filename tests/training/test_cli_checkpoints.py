@@ -21,9 +21,9 @@ def column(folder: Path, name: str) -> list[float]:
 
 
 def printed(out: str, name: str) -> float:
-    """A metric of the table that `validate` prints."""
-    (line,) = [line for line in out.splitlines() if f" {name} " in line]
-    return float(line.split("│")[2])
+    """A figure of the table that `validate` prints."""
+    (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+    return float(line.removeprefix(f"  {name} "))
 
 
 def step(checkpoint: Path) -> int:
@@ -45,8 +45,19 @@ def test_a_checkpoint_alone_is_enough_to_validate(
     assert (ended.status, ended.err) == (0, "")
     losses = column(finished_run.folder, "val/loss")
     expected = min(losses) if ckpt_path == "best" else losses[-1]
-    assert printed(ended.out, "val/loss") == pytest.approx(expected, abs=1e-12)
-    assert printed(ended.out, "val/perplexity") == pytest.approx(math.exp(expected))
+    assert printed(ended.out, "validation perplexity") == round(math.exp(expected), 2)
+    file = "best.ckpt" if ckpt_path == "best" else "last.ckpt"
+    folder = finished_run.folder if "{run}" in ckpt_path else Path("runs", finished_run.folder.name)
+    assert f"validated {folder / file} (step {step(finished_run.folder / file)})\n" in ended.out
+
+
+def test_the_last_validation_prints_what_the_end_of_the_run_did(finished_run: Any, command_line: CommandLine) -> None:
+    ended = command_line("validate", "--ckpt_path", finished_run.folder)
+    rows = [line for line in ended.out.splitlines() if line.startswith("  ")]
+    assert rows[0].startswith("  validation perplexity")
+    assert rows[-1].startswith("  adjacent-layer agreement")
+    assert "\n".join(rows) in finished_run.out
+    assert "val/" not in ended.out
 
 
 def test_validation_writes_nothing(run_copy: Path, command_line: CommandLine) -> None:
@@ -60,7 +71,7 @@ def test_validation_writes_nothing(run_copy: Path, command_line: CommandLine) ->
 
 def test_validation_takes_other_settings(finished_run: Any, command_line: CommandLine) -> None:
     losses = [
-        printed(command_line("validate", "--ckpt_path", finished_run.folder, *flags).out, "val/loss")
+        printed(command_line("validate", "--ckpt_path", finished_run.folder, *flags).out, "validation perplexity")
         for flags in (["--trainer.limit_val_batches", "1"], ["--config", finished_run.folder / "config.yaml"])
     ]
     assert losses[0] != losses[1]

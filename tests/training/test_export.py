@@ -218,7 +218,9 @@ def test_importing_pathmoe_is_all_that_loading_an_export_takes(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "the following arguments are required: ckpt_path, out"),
+        ([], "--ckpt_path must be given; add it"),
+        (["--ckpt_path", "x"], "--out must be given; add it"),
+        (["--out", "x"], "--ckpt_path must be given; add it"),
         (["--ckpt_path"], "--ckpt_path must be followed by a value; add it"),
         (["--ckpt_path", "x", "--out", "y", "--format", "gguf"], "format (gguf) must be one of 'pathmoe', 'olmoe'; ch"),
         (
@@ -229,7 +231,11 @@ def test_importing_pathmoe_is_all_that_loading_an_export_takes(
         (["--ckpt_path", "last", "--out", "y"], "--ckpt_path (last) must name a run, but runs holds no */last.ckpt; "),
         (
             ["--ckpt_path", "{run}", "--out", "{run}"],
-            "{run} must be new, or hold an earlier export and nothing else, but ",
+            "--out ({run}) must be new, or hold an earlier export and nothing else, but ",
+        ),
+        (
+            ["--ckpt_path", "{run}", "--out", "{run}/export/inside"],
+            "--out ({run}/export/inside) must not lie inside the export {run}/export; choose another folder",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -66,6 +66,30 @@ def test_what_is_no_export_is_not_replaced(
     assert [path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == ["mine"] * 3
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_who_may_read_an_export_is_for_the_umask_to_say(
+    umask: int, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        export_model(build(), tokenizer, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o666 & ~umask}
+
+
+def test_an_export_does_not_go_into_another(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    export_model(build(), tokenizer, tmp_path / "out")
+    before = contents(tmp_path)
+    for folder in (tmp_path / "out" / "inside", tmp_path / "out" / "far" / "inside"):
+        with pytest.raises(ValueError, match=r"inside must not lie inside the export .*/out; choose another folder"):
+            export_model(build(), tokenizer, folder)
+    assert contents(tmp_path) == before
+    export_model(build(), tokenizer, tmp_path / "beside")
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -1,5 +1,6 @@
 """When the last checkpoint is written, and what it holds."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from pathmoe.training.last_checkpoint import LastCheckpoint, last_good_checkpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.schedule import ScheduleConfig
+from pathmoe.training.stop_signals import Stopped
 
 SHAPE = {
     "vocab_size": 300,
@@ -61,6 +63,19 @@ class Stop(Callback):
     def _stop(self, trainer: Trainer, *_: Any) -> None:
         if (trainer.global_step, self.micro_batch) == self.at:
             trainer.should_stop = True
+
+
+class Signal(Stop):
+    """Sends signals to this process in the middle of a step."""
+
+    def __init__(self, *signums: int, step: int, micro_batch: int = 0) -> None:
+        super().__init__("on_before_optimizer_step" if micro_batch else "on_before_backward", step, micro_batch)
+        self.signums = signums
+
+    def _stop(self, trainer: Trainer, *_: Any) -> None:
+        if (trainer.global_step, self.micro_batch) == self.at:
+            for signum in self.signums:
+                signal.raise_signal(signum)
 
 
 def fit(
@@ -140,6 +155,42 @@ def test_the_end_of_the_last_epoch_is_saved(tmp_path: Path) -> None:
     assert [step for step, _ in count.written] == [5, 8]
     count, _ = fit(tmp_path, 5, 100, resume=True, **epochs)
     assert count.written == [], "it is over"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_a_signal_stops_at_the_end_of_the_step(tmp_path: Path, signum: int, micro_batch: int) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    options = {"accumulate_grad_batches": 2}
+    _, whole = fit(tmp_path / "whole", 9, 6, **options)
+    with pytest.raises(Stopped) as stopped:
+        fit(tmp_path, 9, 6, Signal(signum, step=3, micro_batch=micro_batch), **options)
+    assert stopped.value.code == 128 + signum
+    assert stopped.value.line == "stopped at step 4; go on with the same command and --ckpt_path last"
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
+    resumed, module = fit(tmp_path, 9, 6, resume=True, **options)
+    assert [step for step, _ in resumed.written] == [6]
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in module.state_dict().items())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    for every_n_steps, where in ((9, "before the first checkpoint"), (2, "at step 2")):
+        with pytest.raises(Stopped) as stopped:
+            fit(tmp_path, every_n_steps, 6, Signal(signal.SIGTERM, signal.SIGINT, step=3))
+        assert stopped.value.code == 130
+        assert stopped.value.line == f"stopped {where}; go on with the same command and --ckpt_path last"
+
+
+def test_the_validation_of_the_step_comes_before_a_stop(tmp_path: Path) -> None:
+    validation = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    with pytest.raises(Stopped):
+        fit(tmp_path, 9, 5, Signal(signal.SIGINT, step=1), **validation)
+    resumed, _ = fit(tmp_path, 9, 5, resume=True, **validation)
+    # That of the sanity check and that of step 2 are in the checkpoint; step 4 has the only other one.
+    checkpoint = read_checkpoint(tmp_path / "last.ckpt")
+    assert checkpoint["callbacks"]["Count"]["validations"] == 1
+    assert [step for step, _ in resumed.written] == [5]
 
 
 class Log(Logger):

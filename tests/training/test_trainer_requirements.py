@@ -5,15 +5,30 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.training.module import PathMoEModule
-from pathmoe.training.trainer_requirements import check_strategy, check_trainer
+from pathmoe.training.trainer_requirements import check_accelerator, check_strategy, check_trainer
 
 
 def trainer(**settings: Any) -> Trainer:
     return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, **settings)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cpu", CPUAccelerator()])
+def test_takes_accelerators_that_are_there(accelerator: Any) -> None:
+    check_accelerator(accelerator)
+
+
+def test_names_the_accelerators_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for accelerator, is_available in ((CUDAAccelerator, True), (MPSAccelerator, False), (XLAAccelerator, False)):
+        monkeypatch.setattr(accelerator, "is_available", staticmethod(lambda available=is_available: available))
+    check_accelerator("gpu")
+    message = r"^trainer\.accelerator \(tpu\) must be one of auto, cpu, cuda, gpu on this machine; change it$"
+    with pytest.raises(ValueError, match=message):
+        check_accelerator("tpu")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
