@@ -99,6 +99,15 @@ def test_a_file_gets_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(shown[-1]) < 80
 
 
+def test_what_ends_a_run_early_is_told_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal()
+    monkeypatch.setattr(OneWeight, "training_step", lambda *_: sys.exit(1))
+    with pytest.raises(SystemExit):
+        lines(monkeypatch, out, steps=4)
+    assert "train 0/4 " in out.getvalue()
+    assert out.getvalue().endswith("\n")
+
+
 @given(
     step=st.integers(0, 4 * 10**6),
     more=st.integers(1, 5 * 10**6),
