@@ -1,4 +1,4 @@
-# Shapes: B batch, S sequence, D hidden.
+# Shapes: B batch, S sequence.
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
-from pathmoe.bench.step import busiest_over_mean, dense_layer, moe_layer, report, training_step
+from pathmoe.bench.layer import layer_shape
+from pathmoe.bench.step import report, training_step
 from pathmoe.bench.tiny import TinyRun
 from pathmoe.data import TokenDataModule
 from pathmoe.training.optim import OptimizerConfig
@@ -49,33 +50,21 @@ def test_step_lowers_the_loss_and_leaves_no_gradient(run: TinyRun) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_layers_that_are_compared_have_equal_active_flops() -> None:
-    model = PathMoEForCausalLM(shape())
-    dense = sum(p.numel() for p in dense_layer(model.config).parameters())
-    experts = sum(p.numel() for p in model.model.layers[0].mlp.experts.parameters())
-    assert dense == experts * model.config.num_experts_per_tok // model.config.num_experts
-    x_BSD = torch.randn(2, 3, model.config.hidden_size)
-    layer, parameters = moe_layer(model)
-    assert layer(x_BSD).shape == x_BSD.shape
-    assert sum(p.numel() for p in parameters) == experts + model.config.num_experts * model.config.hidden_size
-
-
-def test_balance_is_told_from_collapse() -> None:
-    uniform, collapsed = (PathMoEForCausalLM(shape(force_uniform_routing=forced)) for forced in (True, False))
-    x_BSD = torch.ones(2, 8, 16)
-    assert busiest_over_mean(uniform, x_BSD) == 1
-    # Equal hidden states choose the same two experts of four.
-    assert busiest_over_mean(collapsed, x_BSD) == 2
-
-
 def test_report_gives_every_figure(run: TinyRun) -> None:
-    figures = {line[:56].strip(): [float(x.replace(",", "")) for x in line[56:].split()] for line in report(run, 2)}
-    assert len(figures) == 10
+    lines = report(run, 2, {"another": layer_shape(32, 16, 8, 4, 2)})
+    blank = lines.index("")
+    figures = {line[:56].strip(): [float(x.replace(",", "")) for x in line[56:].split()] for line in lines[:blank]}
     assert figures["tokens per step"] == [32]
-    for name, numbers in figures.items():
-        assert numbers == sorted(numbers) and numbers[0] > 0, name
-    # Pre-activation [N, 2F] alone, which nothing in the layer can do without.
-    assert figures["saved for backward beside x, ours, bytes per MoE layer"][0] >= 4 * 2 * 32 * 16
+    shares = {name: numbers[0] for name, numbers in figures.items() if name.startswith("share of ours")}
+    assert len(shares) == 4
+    assert sum(shares.values()) == pytest.approx(1, abs=0.02)
+    assert [line for line in lines if line.startswith("an MoE layer")] == [
+        "an MoE layer, the tiny run's shape: T=32 D=16 F=8 E=4 K=2",
+        "an MoE layer, another shape: T=32 D=16 F=8 E=4 K=2",
+    ]
+    layer = {line[:56].strip(): [float(x) for x in line[56:].split()] for line in lines[blank + 2 : blank + 7]}
+    assert len(layer) == 5
+    assert all(numbers == sorted(numbers) and numbers[0] > 0 for numbers in layer.values())
 
 
 @pytest.mark.parametrize("rounds", ["0", "1"])
