@@ -1,6 +1,6 @@
 """One MoE layer, router included, beside a dense SwiGLU of equal active FLOPs: time, and bytes saved for backward."""
 
-# Shapes: B batch, S sequence, T = B*S tokens, D hidden, N = T*K routed rows.
+# Shapes: B batch, S sequence, T = B*S tokens, D hidden, E experts.
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -35,7 +35,7 @@ def optimizer_pass(model: PreTrainedModel, run: TinyRun) -> Callable[[], None]:
 
 def loss_pass(
     loss: Callable[[Tensor, Tensor], Tensor], model: PreTrainedModel, shape: tuple[int, ...]
-) -> Callable[[], None]:
+) -> Callable[[], tuple[Tensor, ...]]:
     """Forward and backward from the last hidden states [B, S, D] through the head [V, D] to the loss."""
     hidden_BSD, head_VD = torch.randn(shape, requires_grad=True), model.lm_head.weight
     return lambda: torch.autograd.grad(loss(hidden_BSD, head_VD), [hidden_BSD, head_VD])
@@ -73,7 +73,7 @@ def step_shares(
         candidates[f"{name}, loss"] = loss_pass(loss, model, shape)
         candidates[f"{name}, optimizer"] = optimizer_pass(model, run)
     medians = {name: statistics.median(seconds) for name, seconds in paired_seconds(candidates, rounds).items()}
-    shares = {}
+    shares: dict[str, float] = {}
     for name in ("ours", "peer"):
         parts = {
             "MoE layers": run.config.num_hidden_layers * medians[f"{name}, MoE layers"],

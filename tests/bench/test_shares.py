@@ -1,12 +1,14 @@
 import copy
 
-import pytest
 import torch
 from torch import nn
 
+from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.bench.shares import loss_pass, optimizer_pass
 from pathmoe.bench.tiny import TinyRun
+from pathmoe.data import TokenDataModule
 from pathmoe.training.optim import OptimizerConfig
+from pathmoe.training.schedule import ScheduleConfig
 
 
 class Head(nn.Module):
@@ -15,15 +17,11 @@ class Head(nn.Module):
         self.lm_head = nn.Linear(4, 6, bias=False)
 
 
-@pytest.fixture
-def run() -> TinyRun:
-    return TinyRun(None, OptimizerConfig(name="adamw"), None, 1, 1.0, None)  # type: ignore[arg-type]
-
-
-def test_the_optimizer_is_timed_on_a_copy(run: TinyRun) -> None:
-    from pathmoe import PathMoEConfig, PathMoEForCausalLM
-
-    model = PathMoEForCausalLM(PathMoEConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+def test_the_optimizer_is_timed_on_a_copy() -> None:
+    config = PathMoEConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = PathMoEForCausalLM(config)
+    data = TokenDataModule(source="c-functions", vocab_size=20)  # never prepared
+    run = TinyRun(config, OptimizerConfig(name="adamw"), ScheduleConfig(), 1, 1.0, data)
     before = copy.deepcopy(model.state_dict())
     step = optimizer_pass(model, run)
     step()
