@@ -118,7 +118,7 @@ def test_the_command_draws_the_runs(
         (["{run}", "--out", "."], "--out (.) must be a file, not a folder; name the SVG file to write"),
         (["{run}", "--out", "new/paths.svg", "--blocks", "0"], "--blocks (0) must be at least 1; raise it"),
         (["{run}", "--out", "new/paths.svg", "--blocks", "few"], "blocks (few) must be of type int; change it"),
-        (["{run}"], "the following arguments are required: out"),
+        (["{run}"], "--out must be given; add it"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
