@@ -12,6 +12,9 @@ from pathmoe.balancing import switch_loss, z_loss
 from pathmoe.config import PathMoEConfig
 from pathmoe.routing import Routing
 
+LOGITS_AT_A_TIME = 1 << 21
+"""8 MiB in fp32."""
+
 
 def language_model_loss(
     hidden_BSD: Tensor,
@@ -40,13 +43,22 @@ def language_model_loss(
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
             hidden_TD, head_VD = hidden_TD.to(dtype), head_VD.to(dtype)
-        options = torch.nn.LinearCrossEntropyOptions()
+        options = _chunks(hidden_TD, head_VD)
         # In half precision torch returns its sum over chunks in that precision too, percents off; its loss per token
         # costs one more GEMM in backward, and can be summed here.
         reduction = "sum" if torch.finfo(hidden_TD.dtype).bits >= 32 else "none"
         loss = F.linear_cross_entropy(hidden_TD, head_VD, labels_T, reduction=reduction, options=options)
         total = loss.float().sum()
     return total / ((labels_T != -100).sum().clamp(min=1) if num_items is None else num_items)
+
+
+def _chunks(hidden_TD: Tensor, head_VD: Tensor) -> torch.nn.LinearCrossEntropyOptions:
+    """How many tokens' logits are held at a time: torch's own choice, about as many numbers as x has, or more."""
+    if hidden_TD.numel() // 2 >= LOGITS_AT_A_TIME:
+        return torch.nn.LinearCrossEntropyOptions()
+    # A narrow model's chunks would be of a few tokens, whose GEMMs are slow.
+    tokens = max(1, LOGITS_AT_A_TIME // head_VD.shape[0])
+    return torch.nn.LinearCrossEntropyOptions(batch_chunk_size=tokens, chunking_method=None)
 
 
 def routing_losses(

@@ -21,6 +21,12 @@ from pathmoe.routing import Routing, decide
 B, S, D, V = 4, 64, 16, 500
 
 
+@pytest.fixture(autouse=True, params=["torch's chunks", "our chunks"])
+def _several_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By default these few tokens would be one chunk; x is never smaller than 1, which leaves the choice to torch.
+    monkeypatch.setattr("pathmoe.losses.LOGITS_AT_A_TIME", 1 if request.param == "torch's chunks" else 24 * V)
+
+
 def inputs(masked: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
     hidden_BSD = torch.randn(B, S, D, requires_grad=True)
     head_VD = torch.randn(V, D, requires_grad=True)
