@@ -48,7 +48,7 @@ class Case:
     dtype: str | None
 
     def launch(self) -> object:
-        """Launch it, with all of `route`'s options on: they take the most registers."""
+        """Launch it, with all of `route`'s options on."""
         experts, choices = self.num_experts or EXPERTS[0], self.num_choices or CHOICES[0]
         return _launches(experts, choices, DTYPES[self.dtype or "fp32"])[self.name]()
 

@@ -1,89 +1,36 @@
 """`make resources`: compile every kernel for GPUs that need not be there, and write what it takes to RESOURCES.md."""
 
 import argparse
-import hashlib
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
-from multiprocessing import get_context
-from pathlib import Path
-
-from cases import CAPABILITIES, Case, cases
-from offline import SHARED_LIMITS, Resources, resources
-
-KERNELS = Path(__file__).resolve().parents[1]
-TABLE = KERNELS / "RESOURCES.md"
-
-HEAD = """# What the kernels take
-
-Registers and stack of a thread (cuobjdump) and shared memory of a block (the compiled kernel's metadata, bytes), for
-sm_80 / sm_90 / sm_100. Written by `make resources`: compiled ahead of time, nothing was run. Stack must be zero, which
-means that no register is spilled, and shared memory at most {limits} bytes.
-`route` has all its options on.
-
-Triton {triton}, sources {sources}.
-
-| kernel | tokens a tile | experts | choices | dtype | warps | registers | stack | shared memory |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
+from importlib.util import find_spec
+from typing import NoReturn
 
 
-def sources_hash() -> str:
-    """Hash of all that decides what is compiled."""
-    package = KERNELS / "pathmoe_kernels"
-    others = [package / "launch.py", package / "route_tiles.py", KERNELS / "bench" / "cases.py"]
-    sources = [*sorted(package.glob("*_triton.py")), *others]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without the usage text above its errors."""
 
-
-def _compile(case: Case) -> list[Resources]:
-    return [only for capability in CAPABILITIES for only in resources(case.launch, capability)]
-
-
-def compile_all(wanted: list[Case]) -> dict[Case, list[Resources]]:
-    """What each case takes on each of the GPUs, compiled in as many processes as there are cores."""
-    # Spawned: compilers hold locks and threads that a fork would copy.
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        return dict(zip(wanted, pool.map(_compile, wanted), strict=True))
-
-
-def row(case: Case, taken: list[Resources]) -> str:
-    """A line of the table."""
-    grid = [case.name, taken[0].tokens, case.num_experts, case.num_choices, case.dtype, taken[0].warps]
-    on_each = [" / ".join(str(getattr(one, field)) for one in taken) for field in ("registers", "stack", "shared")]
-    return "| " + " | ".join("" if cell is None else str(cell) for cell in [*grid, *on_each]) + " |"
-
-
-def failures(taken: dict[Case, list[Resources]]) -> list[str]:
-    """Rows of kernels that spill, or that ask for more shared memory than there is."""
-    return [
-        row(case, all_of_it)
-        for case, all_of_it in taken.items()
-        for one, capability in zip(all_of_it, CAPABILITIES, strict=True)
-        if one.stack or one.shared > SHARED_LIMITS[capability]
-    ]
+    def error(self, message: str) -> NoReturn:
+        """One line, status 2."""
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 def main() -> None:
     """Write the table, or with --check compile its corners and compare."""
-    parser = argparse.ArgumentParser(prog="python kernels/bench/resources.py", description=__doc__)
+    parser = OneLineParser(prog="python kernels/bench/resources.py", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compile the corners and compare them with the table")
     check = parser.parse_args().check
-    taken = compile_all([case for case in cases() if case.is_corner() or not check])
-    if spilled := failures(taken):
-        sys.exit("\n".join(["error: these spill, or ask for more shared memory than there is:", *spilled]))
-    rows = [row(case, all_of_it) for case, all_of_it in taken.items()]
-    if check:
-        kept = TABLE.read_text().splitlines()
-        if other := [line for line in rows if line not in kept]:
-            sys.exit("\n".join(["error: RESOURCES.md has other rows than these; run make resources", *other]))
-        print(f"{len(rows)} rows of RESOURCES.md hold, for {len(CAPABILITIES)} GPUs")
-        return
-    limits = " / ".join(f"{SHARED_LIMITS[capability]:,}" for capability in CAPABILITIES)
-    head = HEAD.format(limits=limits, triton=version("triton"), sources=sources_hash())
-    TABLE.write_text(head + "\n".join(rows) + "\n")
-    print(f"wrote {TABLE.name}: {len(rows)} rows")
+    if find_spec("triton") is None:
+        parser.exit(2, "error: triton (not installed) must be, to compile its kernels; pip install triton, on Linux\n")
+    if os.environ.get("TRITON_INTERPRET"):
+        parser.exit(2, "error: TRITON_INTERPRET must not be set, or kernels are not compiled; unset it\n")
+    # Not before: it takes triton, and compiled kernels.
+    from resource_table import check_corners, write_table
+
+    try:
+        print(check_corners() if check else write_table())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Routing kernels of PathMoE: choose experts, sort tokens by expert, and run the experts on them."""
+"""Routing kernels of PathMoE: route tokens to experts, sort them by expert, and run the experts on them."""
 
 from pathmoe_kernels.expert_mlp import expert_mlp
 from pathmoe_kernels.route import route, route_logits

@@ -14,13 +14,14 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter (`TRITON_INTERPRET=1` when this was imported)."""
+    """Whether kernels run in Triton's interpreter: `TRITON_INTERPRET=1`, set before they were imported."""
     return triton.knobs.runtime.interpret
 
 
 def num_persistent_programs(num_chunks: int, device: torch.device) -> int:
     """Programs that share `num_chunks` chunks of work: as many as stay resident, and one when there is no work."""
     if device.type != "cuda":
+        # In the interpreter, or compiling for another machine: few, so that programs share chunks.
         return max(1, min(num_chunks, 3))
     resident = PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
     return max(1, min(num_chunks, resident))

@@ -40,7 +40,10 @@ def sum_chunks(chunks_ptr, num_chunks, num_columns, BLOCK_C: tl.constexpr, BLOCK
 
 @triton.jit
 def scan_chunks(counts_ptr, ends_ptr, num_chunks, num_experts, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Replace rows per chunk and expert [C, E] by the sorted position of the first of them, and store `ends` [E]."""
+    """Replace rows per chunk and expert [C, E] by the sorted position of the first of them, and store `ends` [E].
+
+    Returns the rows of each expert [BLOCK_E].
+    """
     expert = tl.arange(0, BLOCK_E)
     total = sum_chunks(counts_ptr, num_chunks, num_experts, BLOCK_C, BLOCK_E)
     ends = tl.cumsum(total, axis=0)
@@ -55,6 +58,7 @@ def scan_chunks(counts_ptr, ends_ptr, num_chunks, num_experts, BLOCK_C: tl.const
         counts = tl.load(tile_ptr, inside, 0, cache_modifier=".cg")
         tl.store(tile_ptr, start[None, :] + tl.cumsum(counts, axis=0) - counts, inside)
         start += tl.sum(counts, axis=0)
+    return total
 
 
 @triton.jit

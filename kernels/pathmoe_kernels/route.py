@@ -9,9 +9,7 @@ from torch import Tensor
 
 from pathmoe_kernels import route_reference
 from pathmoe_kernels.device import runs_triton
-from pathmoe_kernels.route_rule import Dispatch, Routed, RouteRule
-
-MAX_ROWS = 2**31 - 1
+from pathmoe_kernels.route_rule import MAX_ROWS, Dispatch, Routed, RouteRule
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """The fields of `Routed`, those of its dispatch last: an op returns no nested tuples."""
@@ -25,7 +23,7 @@ def route(
     selection_bias_E: Tensor | None = None,
     token_mask_T: Tensor | None = None,
 ) -> Routed:
-    """Route tokens by the logits x W^T, which are in fp32 whatever the dtype of x and W.
+    """Route tokens by the logits x W^T, which are in fp32 whatever the autocast and the half precision of x and W.
 
     Scores are the softmax or the sigmoid of the logits. The K experts of highest score, plus selection bias where
     there is one (Wang et al. 2024, arXiv 2408.15664), are chosen, the lower index winning a tie; their weights are
@@ -35,7 +33,7 @@ def route(
     Differentiable in x and the gate through weights, log-sum-exp and probability sum. Saved for backward: x and O(N).
 
     Args:
-        x_TD: [T, D] bf16, fp16, fp32 (or fp64 off CUDA).
+        x_TD: [T, D] bf16, fp16, fp32, or fp64, which is routed in fp64.
         gate_ED: [E, D] in x's dtype; another one is cast to the wider of both.
         rule: how to choose and weigh.
         selection_bias_E: [E] fp32 added to the scores for the choice.

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pathmoe_kernels.launch import OPTIONS, interpreting
+from pathmoe_kernels.launch import interpreting
 from pathmoe_kernels.metadata_triton import expert_block
-from pathmoe_kernels.route_forward_triton import block_hidden, tokens_per_chunk
+from pathmoe_kernels.route_forward_triton import ROUTE_OPTIONS, block_hidden, tokens_per_chunk
 from pathmoe_kernels.route_rule import RouteRule
-from pathmoe_kernels.route_tiles import logits_tile, sigmoid
+from pathmoe_kernels.route_tiles import TINY, logits_tile, sigmoid
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def choice_gradient(
             total += tl.sum(tl.where(hit, scores, 0.0), axis=1)
     if RENORMALISE:
         # w = c s / S over the chosen, so that s dL/ds = (c dw - <dw, w>) s / S.
-        scores = scores / (total + 1.1754943508222875e-38)[:, None]
+        scores = scores / (total + TINY)[:, None]
     return grad_weights * scores
 
 
@@ -95,7 +95,7 @@ def route_backward_kernel(
         probability = scores
         if SIGMOID:
             # q = s / S, so that s dL/ds = q (dq - <dq, q>).
-            probability = scores / (tl.sum(scores, axis=1) + 1.1754943508222875e-38)[:, None]
+            probability = scores / (tl.sum(scores, axis=1) + TINY)[:, None]
             grad = grad - tl.sum(grad * probability, axis=1)[:, None]
         grad_log_scores += tl.where(counted[:, None], grad * probability, 0.0)
     if SIGMOID:
@@ -136,6 +136,6 @@ def route_backward(
             BLOCK_D=block_hidden(x_TD, num_experts), BLOCK_H=64, SIGMOID=rule.sigmoid, RENORMALISE=rule.norm_topk_prob,
             HAS_MASK=mask_T is not None, HAS_GRAD_LSE=grad_logsumexp_T is not None,
             HAS_GRAD_PROBABILITY=grad_probability_E is not None, FROM_LOGITS=gate_ED is None, UPCAST=interpreting(),
-            num_warps=8, maxnreg=255, **OPTIONS,
+            **ROUTE_OPTIONS,
         )  # fmt: skip
     return grad_logits_TE, grad_x_TD

@@ -12,14 +12,17 @@ from torch import Tensor
 from pathmoe_kernels.launch import OPTIONS, interpreting, num_persistent_programs, ticket
 from pathmoe_kernels.metadata_triton import CHUNKS_AT_A_TIME, expert_block, is_last_program, scan_chunks, sum_chunks
 from pathmoe_kernels.route_rule import Dispatch, Routed, RouteRule
-from pathmoe_kernels.route_tiles import LOWEST, logits_tile, logsumexp_rows, sigmoid
+from pathmoe_kernels.route_tiles import LOWEST, TINY, logits_tile, logsumexp_rows, sigmoid
+
+ROUTE_OPTIONS = {**OPTIONS, "num_warps": 8, "maxnreg": 255}
+"""All registers that a thread may have: left to itself, ptxas takes fewer and keeps the rest on the stack."""
 
 
 @triton.jit
 def ranking_tile(
-    logits, bad, token, bias_ptr,
+    logits, lse, bad, token, bias_ptr,
     E: tl.constexpr, K: tl.constexpr, BLOCK_E: tl.constexpr,
-    SIGMOID: tl.constexpr, HAS_BIAS: tl.constexpr, UNIFORM: tl.constexpr, lse,
+    SIGMOID: tl.constexpr, HAS_BIAS: tl.constexpr, UNIFORM: tl.constexpr,
 ):  # fmt: skip
     """What the choice goes by [BLOCK_T, BLOCK_E]: finite or plus infinity for experts, minus infinity beyond E."""
     expert = tl.arange(0, BLOCK_E)
@@ -34,8 +37,10 @@ def ranking_tile(
     else:
         # Scores rise with the logits, and tie where the logits do not.
         ranking = logits
-    # A row without an order takes the first K. Minus infinity marks what is taken, so it can't also be a rank.
-    ranking = tl.where(bad[:, None] | (ranking != ranking), 0.0, tl.maximum(ranking, LOWEST))
+    # As `choose_experts` ranks: NaN highest, and minus infinity, which marks what is taken, as the lowest number.
+    ranking = tl.where(ranking != ranking, float("inf"), tl.maximum(ranking, LOWEST))
+    # A row whose scores hold a NaN takes the first K.
+    ranking = tl.where(bad[:, None], 0.0, ranking)
     return tl.where(real[None, :], ranking, float("-inf"))
 
 
@@ -74,16 +79,16 @@ def route_forward_kernel(
         if PROBABILITIES:
             if SIGMOID:
                 scores = tl.where(real[None, :], sigmoid(logits), 0.0)
-                probability = scores / (tl.sum(scores, axis=1) + 1.1754943508222875e-38)[:, None]
+                probability = scores / (tl.sum(scores, axis=1) + TINY)[:, None]
             else:
                 probability = tl.exp(logits - lse[:, None])
             probability = tl.where(counted[:, None] & real[None, :], probability, 0.0)
             tl.store(chunk_probability_ptr + chunk * E + expert, tl.sum(probability, axis=0), real)
 
-        ranking = ranking_tile(logits, bad, token, bias_ptr, E, K, BLOCK_E, SIGMOID, HAS_BIAS, UNIFORM, lse)
+        ranking = ranking_tile(logits, lse, bad, token, bias_ptr, E, K, BLOCK_E, SIGMOID, HAS_BIAS, UNIFORM)
         ids = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.int32)
         chosen_logits = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
-        # Not unrolled: registers would grow with K.
+        # Not `tl.static_range`: registers would grow with K.
         for k in range(K):
             # The lower index wins a tie.
             _, best_id = tl.max(ranking, axis=1, return_indices=True, return_indices_tie_break_left=True)
@@ -96,8 +101,7 @@ def route_forward_kernel(
         weights = sigmoid(chosen_logits) if SIGMOID else tl.exp(chosen_logits - lse[:, None])
         if RENORMALISE:
             total = tl.sum(tl.where((choice < K)[None, :], weights, 0.0), axis=1)
-            # Sigmoid scores of all chosen experts can underflow to zero together.
-            weights = weights / (total + 1.1754943508222875e-38)[:, None]
+            weights = weights / (total + TINY)[:, None]
         weights = tl.where(bad[:, None], float("nan"), weights * scaling)
         cell = token[:, None].to(tl.int64) * K + choice[None, :]
         stored = inside[:, None] & (choice < K)[None, :]
@@ -115,12 +119,10 @@ def route_forward_kernel(
         if PROBABILITIES:
             probability_sum = sum_chunks(chunk_probability_ptr, num_chunks, E, BLOCK_C, BLOCK_E)
             tl.store(probability_ptr + expert, probability_sum, real)
-        # Before the scan, which writes over the counts.
+        load = scan_chunks(chunk_starts_ptr, ends_ptr, num_chunks, E, BLOCK_C, BLOCK_E)
         if HAS_MASK:
-            tl.store(load_ptr + expert, sum_chunks(chunk_load_ptr, num_chunks, E, BLOCK_C, BLOCK_E), real)
-        else:
-            tl.store(load_ptr + expert, sum_chunks(chunk_starts_ptr, num_chunks, E, BLOCK_C, BLOCK_E), real)
-        scan_chunks(chunk_starts_ptr, ends_ptr, num_chunks, E, BLOCK_C, BLOCK_E)
+            load = sum_chunks(chunk_load_ptr, num_chunks, E, BLOCK_C, BLOCK_E)
+        tl.store(load_ptr + expert, load, real)
         tl.store(ticket_ptr, 0)
 
 
@@ -173,7 +175,7 @@ def route_forward(
         BLOCK_K=triton.next_power_of_2(num_choices), BLOCK_D=block_hidden(x_TD, num_experts), BLOCK_C=CHUNKS_AT_A_TIME,
         SIGMOID=rule.sigmoid, RENORMALISE=rule.norm_topk_prob, HAS_BIAS=bias_E is not None,
         HAS_MASK=mask_T is not None, PROBABILITIES=rule.probability_sum, UNIFORM=rule.uniform,
-        FROM_LOGITS=gate_ED is None, UPCAST=interpreting(), num_warps=8, maxnreg=255, **OPTIONS,
+        FROM_LOGITS=gate_ED is None, UPCAST=interpreting(), **ROUTE_OPTIONS,
     )  # fmt: skip
     dispatch = Dispatch(empty(0), empty(0), ends_E)
     return Routed(weights_TK, ids_TK, logsumexp_T, load_E, probability_E, dispatch), chunk_starts_CE

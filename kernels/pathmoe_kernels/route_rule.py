@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+MAX_ROWS = 2**31 - 1
+"""Routed rows that 32-bit positions can number."""
+
 
 class RouteRule(NamedTuple):
     """The choices that a router's formula leaves open."""

@@ -6,6 +6,9 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+"""The lowest finite fp32."""
+TINY = tl.constexpr(1.1754943508222875e-38)
+"""The smallest normal fp32: sigmoid scores can underflow to zero together, and are divided by their sum."""
 
 
 @triton.jit

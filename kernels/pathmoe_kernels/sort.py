@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from pathmoe_kernels.device import runs_triton
-from pathmoe_kernels.route_rule import Dispatch
+from pathmoe_kernels.route_rule import MAX_ROWS, Dispatch
 from pathmoe_kernels.sort_reference import sort_reference
+
+ROWS_PER_CHUNK = 512
 
 
 def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Dispatch:
@@ -22,7 +24,7 @@ def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Dispatch:
     Raises:
         ValueError: more than 2^31 - 1 rows.
     """
-    if expert_ids_TK.numel() >= 2**31:
+    if expert_ids_TK.numel() > MAX_ROWS:
         raise ValueError(f"expert_ids ({expert_ids_TK.numel()} rows) must be fewer than 2^31; split the batch")
     return Dispatch(*_sort_op(expert_ids_TK, num_experts))
 
@@ -35,9 +37,8 @@ def _sort_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
     from pathmoe_kernels.metadata_triton import count_rows, place_rows
 
     ids_N = expert_ids_TK.contiguous().view(-1)
-    rows_per_chunk = 512
-    chunk_starts_CE, ends_E = count_rows(ids_N, num_experts, rows_per_chunk)
-    return *place_rows(ids_N, chunk_starts_CE, ends_E, rows_per_chunk), ends_E
+    chunk_starts_CE, ends_E = count_rows(ids_N, num_experts, ROWS_PER_CHUNK)
+    return *place_rows(ids_N, chunk_starts_CE, ends_E, ROWS_PER_CHUNK), ends_E
 
 
 @_sort_op.register_fake

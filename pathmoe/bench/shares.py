@@ -47,6 +47,9 @@ def step_shares(
 ) -> dict[str, float]:  # fmt: skip
     """Share of a step's time of each part, of both models, each the median over rounds that take turns.
 
+    The parts are timed alone: the first MoE layer on random hidden states, times the number of layers; the loss from
+    random hidden states; the optimizer with random gradients.
+
     Args:
         steps: whole steps of "ours" and "peer".
         ours: our model, for its parts.

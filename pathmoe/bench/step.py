@@ -83,7 +83,8 @@ def main() -> None:
     if rounds < 2:
         fail(f"--rounds ({rounds}) must be at least 2, for quartiles; raise it")
     root = config_folder().parent
-    tests = [str(root / "tests" / name) for name in ("kernels", "pathmoe/test_olmoe.py", "pathmoe/test_experts.py")]
+    tested = ("kernels", *(f"pathmoe/test_{name}.py" for name in ("olmoe", "experts", "moe", "losses")))
+    tests = [str(root / "tests" / name) for name in tested]
     if not (root / "tests").is_dir():
         fail(f"{root / 'tests'} must be there, as what is timed is tested first; run it from a checkout")
     if subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=root).returncode:

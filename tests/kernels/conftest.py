@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from pathmoe_kernels import Dispatch, Routed, RouteRule
+
+# Elsewhere than on Linux there is no Triton, and nothing of it to test.
+NEED_TRITON = ["test_*_triton.py", "test_device.py", "test_launch.py", "test_resources.py"]
+collect_ignore_glob = [] if find_spec("triton") else NEED_TRITON
 
 GARBAGE = 1_234_567
 """No valid expert, row or position of a test."""

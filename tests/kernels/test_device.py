@@ -3,7 +3,7 @@
 # Shapes: T tokens, E experts, K experts per token, D hidden, F expert width, G = 2F, N = T*K routed rows.
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -111,10 +111,37 @@ def test_compiles_without_a_graph_break_with_kernels(with_kernels: Callable[...,
     torch.compiler.reset()
 
 
-def test_only_cuda_runs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not device.runs_triton(torch.zeros(1))
+@pytest.fixture
+def on_gpu() -> Iterator[Callable[[torch.dtype], Tensor]]:
+    """Makes tensors that say they lie on a GPU."""
+    device._has_kernels.cache_clear()
     with FakeTensorMode():
-        on_gpu = torch.empty(1, device="cuda")
-    assert device.runs_triton(on_gpu)
-    monkeypatch.setattr(device, "find_spec", lambda name: None)
-    assert not device.runs_triton(on_gpu)
+        yield lambda dtype: torch.empty(1, device="cuda", dtype=dtype)
+    device._has_kernels.cache_clear()
+
+
+def test_only_what_cuda_computes_in_single_precision_or_less_runs_triton(on_gpu: Callable[..., Tensor]) -> None:
+    assert not device.runs_triton(torch.zeros(1))
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
+    assert all(device.runs_triton(on_gpu(dtype)) for dtype in dtypes)
+    assert not device.runs_triton(on_gpu(torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "runs"),
+    [
+        ("find_spec", lambda name: None, False),
+        ("torch.version.hip", "7.0", False),
+        ("torch.cuda.get_device_capability", lambda device: (7, 5), False),
+        ("torch.cuda.get_device_capability", lambda device: (8, 0), True),
+        ("torch.cuda.get_device_capability", lambda device: (10, 0), True),
+    ],
+    ids=["no triton", "rocm", "sm_75", "sm_80", "sm_100"],
+)
+def test_which_gpus_run_triton(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: Callable[..., Tensor], name: str, value: Any, runs: bool
+) -> None:
+    if "cuda" in name:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(f"pathmoe_kernels.device.{name}", value)
+    assert device.runs_triton(on_gpu(torch.float32)) == runs

@@ -26,7 +26,7 @@ def numbers(cell: str) -> list[int]:
 
 
 def test_the_table_is_of_these_sources() -> None:
-    script = "import sys; sys.path.insert(0, 'bench'); import resources; print(resources.sources_hash())"
+    script = "import sys; sys.path.insert(0, 'bench'); import resource_table; print(resource_table.sources_hash())"
     printed = run("-c", script)
     written = re.search(r"sources (\w+)\.", TABLE)
     assert written
@@ -47,6 +47,20 @@ def test_tiles_of_the_fused_gate_are_worth_running(num_experts: str, tokens: int
     rows = [row for row in ROWS if row[0] in ("route forward", "route backward") and row[2] == num_experts]
     assert len(rows) == 2 * 5 * 2
     assert all(int(row[1]) >= tokens for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interpret", "line"),
+    [
+        (["--chekc"], "", "error: unrecognized arguments: --chekc; see --help\n"),
+        ([], "1", "error: TRITON_INTERPRET must not be set, or kernels are not compiled; unset it\n"),
+    ],
+)
+def test_a_wrong_start_ends_in_one_line(arguments: list[str], interpret: str, line: str) -> None:
+    command = [sys.executable, "bench/resources.py", *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": interpret}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=KERNELS)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pathmoe_kernels import Dispatch, Routed, RouteRule, route_forward_triton
+from pathmoe_kernels import Dispatch, Routed, RouteRule, route_forward_triton, route_logits
 from pathmoe_kernels.launch import ticket
 from pathmoe_kernels.metadata_triton import place_rows
 from pathmoe_kernels.route_forward_triton import route_forward, tokens_per_chunk
@@ -146,6 +146,15 @@ def test_a_bias_of_minus_infinity_shuts_experts_out_until_none_is_left(num_choic
     bias_E = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, 0.0])
     ids_TK = run_kernel(torch.zeros(3, 5), None, RouteRule(num_choices), bias_E).expert_ids_TK
     assert ids_TK.tolist() == [[1, 3, 4, 0, 2][:num_choices]] * 3
+
+
+@NUMPY_WARNS
+@pytest.mark.parametrize("num_choices", [1, 3, 5])
+def test_a_bias_that_is_nan_ranks_highest_as_without_a_gpu(num_choices: int) -> None:
+    bias_E, rule = torch.tensor([0.0, 2.0, math.nan, -math.inf, math.nan]), RouteRule(num_choices)
+    ids_TK = run_kernel(torch.zeros(3, 5), None, rule, bias_E).expert_ids_TK
+    assert ids_TK.tolist() == [[2, 4, 1, 0, 3][:num_choices]] * 3
+    assert torch.equal(ids_TK, route_logits(torch.zeros(3, 5), rule, selection_bias_E=bias_E).expert_ids_TK)
 
 
 @NUMPY_WARNS
