@@ -12,11 +12,11 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import (
     ALL_EXPERTS_FUNCTIONS,
     ExpertsInterface,
-    _default_apply_gate,
     use_experts_implementation,
 )
 
 from pathmoe.config import PathMoEConfig
+from pathmoe.other_experts import is_plain_swiglu, other_experts_forward, refuse_what_no_op_serves
 from pathmoe_kernels import Dispatch, expert_mlp, sort_by_expert
 
 
@@ -100,42 +100,23 @@ def pathmoe_experts_forward(
     """Our kernels for any experts module of transformers: `experts_implementation="pathmoe"`.
 
     Args:
-        experts: module with `gate_up_proj` [E, 2F, D] and `down_proj` [E, D, F].
+        experts: module of the layout that its `use_experts_implementation` declares.
         hidden_states: [T, D].
-        top_k_index: [T, K] integer.
+        top_k_index: [T, K] integer; an id outside 0 .. E - 1 is no expert, as under expert parallelism.
         top_k_weights: [T, K].
         dispatch: the rows of `top_k_index` sorted by expert, where they are at hand.
 
     Raises:
-        ValueError: experts of another form: biases, interleaved or transposed weights, a gate of their own, ....
+        ValueError: weights that are not there, or quantised, or sharded.
     """
-    _refuse_other_forms(experts)
+    refuse_what_no_op_serves(experts)
     if dispatch is None:
-        dispatch = sort_by_expert(top_k_index, experts.gate_up_proj.shape[0])
-    output_TD = expert_mlp(hidden_states, top_k_weights, experts.gate_up_proj, experts.down_proj, dispatch)
+        dispatch = sort_by_expert(top_k_index, experts.down_proj.shape[0])
+    if is_plain_swiglu(experts):
+        output_TD = expert_mlp(hidden_states, top_k_weights, experts.gate_up_proj, experts.down_proj, dispatch)
+    else:
+        output_TD = other_experts_forward(experts, hidden_states, top_k_weights, dispatch)
     return output_TD.to(hidden_states.dtype)
-
-
-def _refuse_other_forms(experts: Any) -> None:
-    activation = getattr(experts, "act_fn", None)
-    unsupported = {
-        "biases": experts.has_bias,
-        "transposed weights": experts.is_transposed,
-        "interleaved gate and up": not experts.is_concatenated,
-        "no gate": not experts.has_gate,
-        "a norm after each expert": experts.has_post_expert_norm,
-        "a gate of their own": type(experts)._apply_gate is not _default_apply_gate,
-        "an activation other than SiLU": not (
-            activation is nn.functional.silu or isinstance(activation, nn.SiLU | type(ACT2FN["silu"]))
-        ),
-        "expert parallelism by transformers": experts._is_expert_parallel,
-    }
-    found = [form for form, present in unsupported.items() if present]
-    if found:
-        raise ValueError(
-            f"experts_implementation (pathmoe) does not serve {type(experts).__name__}, which has {', '.join(found)}; "
-            "use experts_implementation=grouped_mm"
-        )
 
 
 ALL_EXPERTS_FUNCTIONS.register("pathmoe", pathmoe_experts_forward)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pathmoe_kernels import expert_mlp_cpu
+from pathmoe_kernels.autocast import to_autocast
 from pathmoe_kernels.device import runs_triton
 from pathmoe_kernels.route_rule import Dispatch
 
@@ -41,10 +42,7 @@ def expert_mlp(
     Returns:
         [T, D] in the dtype of the GEMMs.
     """
-    device_type = x_TD.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        x_TD, gate_up_EGD, down_EDF = x_TD.to(dtype), gate_up_EGD.to(dtype), down_EDF.to(dtype)
+    x_TD, gate_up_EGD, down_EDF = to_autocast(x_TD), to_autocast(gate_up_EGD), to_autocast(down_EDF)
     return _expert_mlp_op(x_TD, weights_TK, gate_up_EGD, down_EDF, *dispatch, recompute)[0]
 
 

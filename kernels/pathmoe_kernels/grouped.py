@@ -15,6 +15,13 @@ def padding(width: int, dtype: torch.dtype) -> int:
     return -width % (ALIGNMENT // dtype.itemsize)
 
 
+def align(tensor: Tensor, num_dims: int) -> Tensor:
+    """The tensor, contiguous, with zeros that align its last `num_dims` dimensions; itself where it is that already."""
+    extra = [n for width in tensor.shape[: -num_dims - 1 : -1] for n in (0, padding(width, tensor.dtype))]
+    # `F.pad` by nothing copies.
+    return F.pad(tensor, extra) if any(extra) else tensor.contiguous()
+
+
 def rows_by_weights(rows_NI: Tensor, weights_EIO: Tensor, ends_E: Tensor) -> Tensor:
     """Each expert's rows times its matrix, [N, O]. Rows past the last expert's are left as the memory was."""
     return F.grouped_mm(rows_NI, weights_EIO, offs=ends_E)

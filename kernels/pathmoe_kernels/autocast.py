@@ -1,0 +1,12 @@
+"""Autocast for ops that it does not know: custom ops and grouped GEMMs."""
+
+import torch
+from torch import Tensor
+
+
+def to_autocast(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype of autocast where autocast is on for its device; itself where not."""
+    device_type = tensor.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))

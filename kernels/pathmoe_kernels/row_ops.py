@@ -1,0 +1,156 @@
+"""Rows to the experts and back, as ops with gradients: what lies around experts that `expert_mlp` does not know."""
+
+# Shapes: T tokens, K experts per token, N = T*K routed rows, E experts, D hidden.
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathmoe_kernels.autocast import to_autocast
+from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.route_rule import Dispatch
+
+
+def dispatch_rows(x_TD: Tensor, dispatch: Dispatch, num_experts_per_tok: int) -> Tensor:
+    """Each routed row's token, sorted by expert: [N, D]; zeros in the rows of no expert.
+
+    Under autocast in its dtype. The gradient of a token is the sum of its rows', in fp32 at least, whatever the rows of
+    no expert hold.
+
+    Args:
+        x_TD: [T, D] floating point.
+        dispatch: the routed rows sorted by expert, from `route` or `sort_by_expert`.
+        num_experts_per_tok: K.
+    """
+    return _dispatch_rows_op(to_autocast(x_TD), *dispatch, num_experts_per_tok)
+
+
+def combine_rows(y_ND: Tensor, weights_TK: Tensor, dispatch: Dispatch) -> Tensor:
+    """Each token's rows times their weights, summed in fp32 at least: [T, D] in the rows' dtype.
+
+    What the rows of no expert hold is not read: they add nothing, and have zero gradients, as their weights have.
+
+    Args:
+        y_ND: [N, D] floating point, sorted by expert.
+        weights_TK: [T, K] floating point.
+        dispatch: the order of the rows.
+    """
+    return _combine_rows_op(y_ND, weights_TK, *dispatch, weights_TK.shape[1])
+
+
+def clear_rows_of_no_expert(rows_ND: Tensor, ends_E: Tensor) -> None:
+    """Set the rows past the last expert's to zero, in place; on a GPU without waiting for it."""
+    if runs_triton(rows_ND):
+        position_N = torch.arange(rows_ND.shape[0], device=rows_ND.device)
+        rows_ND.masked_fill_((position_N >= ends_E[-1])[:, None], 0.0)
+    else:
+        rows_ND[int(ends_E[-1]) :].zero_()
+
+
+def _gathered(x_TD: Tensor, dispatch: Dispatch, num_choices: int) -> Tensor:
+    if runs_triton(x_TD):
+        from pathmoe_kernels.rows_triton import gather_rows
+
+        return gather_rows(x_TD.contiguous(), dispatch, num_choices)
+    rows_ND = x_TD.index_select(0, dispatch.order_N // num_choices)
+    clear_rows_of_no_expert(rows_ND, dispatch.ends_E)
+    return rows_ND
+
+
+def _combined(y_ND: Tensor, weights_TK: Tensor | None, dispatch: Dispatch, num_choices: int) -> Tensor:
+    if runs_triton(y_ND):
+        from pathmoe_kernels import rows_triton
+
+        weights_TK = None if weights_TK is None else weights_TK.contiguous()
+        return rows_triton.combine_rows(y_ND.contiguous(), dispatch, weights_TK, num_choices)
+    bags_TK, last_end = dispatch.position_N.view(-1, num_choices), int(dispatch.ends_E[-1])
+    padding_idx = None
+    if last_end < y_ND.shape[0]:
+        # Of the rows of no expert an embedding bag can leave out only one.
+        bags_TK, padding_idx = bags_TK.clamp(max=last_end), last_end
+    dtype = torch.promote_types(y_ND.dtype, torch.float32)
+    weights_TK = None if weights_TK is None else weights_TK.to(dtype)
+    sums_TD = F.embedding_bag(
+        bags_TK, y_ND.to(dtype), mode="sum", per_sample_weights=weights_TK, padding_idx=padding_idx
+    )
+    return sums_TD.to(y_ND.dtype)
+
+
+@torch.library.custom_op("pathmoe::dispatch_rows", mutates_args=())
+def _dispatch_rows_op(
+    x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
+) -> Tensor:  # fmt: skip
+    return _gathered(x_TD, Dispatch(order_N, position_N, ends_E), num_choices)
+
+
+@_dispatch_rows_op.register_fake
+def _dispatch_rows_fake(
+    x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
+) -> Tensor:  # fmt: skip
+    return x_TD.new_empty(order_N.shape[0], x_TD.shape[1])
+
+
+def _save_dispatch(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *dispatch, ctx.num_choices = inputs
+    ctx.save_for_backward(*dispatch)
+
+
+def _dispatch_rows_backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+    return _combine_rows_op(grad_ND, None, *ctx.saved_tensors, ctx.num_choices), None, None, None, None
+
+
+_dispatch_rows_op.register_autograd(_dispatch_rows_backward, setup_context=_save_dispatch)
+
+
+@torch.library.custom_op("pathmoe::combine_rows", mutates_args=())
+def _combine_rows_op(
+    y_ND: Tensor, weights_TK: Tensor | None, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
+) -> Tensor:  # fmt: skip
+    return _combined(y_ND, weights_TK, Dispatch(order_N, position_N, ends_E), num_choices)
+
+
+@_combine_rows_op.register_fake
+def _combine_rows_fake(
+    y_ND: Tensor, weights_TK: Tensor | None, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
+) -> Tensor:  # fmt: skip
+    return y_ND.new_empty(y_ND.shape[0] // num_choices, y_ND.shape[1])
+
+
+@torch.library.custom_op("pathmoe::combine_rows_backward", mutates_args=())
+def _combine_rows_backward_op(
+    grad_TD: Tensor, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad_y_ND = _gathered(grad_TD, Dispatch(order_N, position_N, ends_E), weights_TK.shape[1])
+    sum_dtype = torch.promote_types(y_ND.dtype, torch.float32)
+    dot_N1 = (grad_y_ND * y_ND).sum(dim=-1, keepdim=True, dtype=sum_dtype)
+    # A gradient of zero would not do: what lies in those rows may be NaN.
+    clear_rows_of_no_expert(dot_N1, ends_E)
+    grad_weights_TK = dot_N1.index_select(0, position_N).view_as(weights_TK).to(weights_TK.dtype)
+    weights_N1 = weights_TK.reshape(-1, 1).index_select(0, order_N)
+    # Nor may the weights of those rows count, which may be infinite.
+    clear_rows_of_no_expert(weights_N1, ends_E)
+    return grad_y_ND.mul_(weights_N1), grad_weights_TK
+
+
+@_combine_rows_backward_op.register_fake
+def _combine_rows_backward_fake(
+    grad_TD: Tensor, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return y_ND.new_empty(y_ND.shape), weights_TK.new_empty(weights_TK.shape)
+
+
+def _save_weighted(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    y_ND, weights_TK, *dispatch, ctx.num_choices = inputs
+    ctx.save_for_backward(None if weights_TK is None else y_ND, weights_TK, *dispatch)
+
+
+def _combine_rows_backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
+    y_ND, weights_TK, *dispatch = ctx.saved_tensors
+    if weights_TK is None:
+        return _dispatch_rows_op(grad_TD, *dispatch, ctx.num_choices), None, None, None, None, None
+    return *_combine_rows_backward_op(grad_TD, y_ND, weights_TK, *dispatch), None, None, None, None
+
+
+_combine_rows_op.register_autograd(_combine_rows_backward, setup_context=_save_weighted)
