@@ -7,6 +7,7 @@ from torch import Tensor
 def to_autocast(tensor: Tensor) -> Tensor:
     """The tensor in the dtype of autocast where autocast is on for its device; itself where not."""
     device_type = tensor.device.type
-    if not torch.is_autocast_enabled(device_type):
+    # Asking after a device that has no autocast, such as meta, is an error.
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(device_type))

@@ -11,12 +11,23 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pathmoe_kernels import RouteRule, device, expert_mlp, route, route_logits, sort_by_expert
+from pathmoe_kernels import (
+    Dispatch,
+    RouteRule,
+    combine_rows,
+    device,
+    dispatch_rows,
+    expert_mlp,
+    grouped_linear,
+    route,
+    route_logits,
+    sort_by_expert,
+)
 
 T, E, K, D, F = 21, 6, 3, 12, 10
 
 # `expert_mlp` is also the name of a function of the package, and hides the module.
-OPS = [sys.modules[f"pathmoe_kernels.{name}"] for name in ("route", "sort", "expert_mlp")]
+OPS = [sys.modules[f"pathmoe_kernels.{name}"] for name in ("route", "sort", "expert_mlp", "row_ops", "grouped_linear")]
 
 
 @pytest.fixture
@@ -109,6 +120,67 @@ def test_compiles_without_a_graph_break_with_kernels(with_kernels: Callable[...,
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(with_kernels(compiled, *inputs), function(*inputs), atol=1e-4, rtol=1e-4)
     torch.compiler.reset()
+
+
+def other_experts(
+    x_TD: Tensor, weights_TK: Tensor, parameters: list[Tensor], dispatch: Dispatch, transposed: bool
+) -> Tensor:
+    """Two linear layers of each expert, and between them what gives NaN for what is not finite."""
+    up_EFD, up_bias_EF, down_EDF, down_bias_ED = parameters
+    x_ND = dispatch_rows(x_TD, dispatch, weights_TK.shape[1])
+    h_NF = grouped_linear(x_ND, up_EFD, dispatch.ends_E, up_bias_EF, transposed=transposed)
+    y_ND = grouped_linear(h_NF.sin(), down_EDF, dispatch.ends_E, down_bias_ED, transposed=transposed)
+    return combine_rows(y_ND, weights_TK, dispatch)
+
+
+def with_gradients(inputs: list[Tensor], dispatch: Dispatch, transposed: bool, upstream_TD: Tensor) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    y_TD = other_experts(leaves[0], leaves[1], leaves[2:], dispatch, transposed)
+    return [y_TD.detach(), *torch.autograd.grad(y_TD, leaves, upstream_TD)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("hidden_size", "width"), [(16, 8), (12, 10), (5, 16), (7, 3)])
+@pytest.mark.parametrize("share_of_none", [0.0, 0.4, 1.0])
+def test_other_experts_are_the_same_with_kernels(
+    poisoned_memory: None,
+    with_kernels: Callable[..., Any],
+    share_of_none: float,
+    hidden_size: int,
+    width: int,
+    transposed: bool,
+    dtype: torch.dtype,
+) -> None:
+    ids_TK = torch.rand(T, E).argsort(dim=-1)[:, :K]
+    dispatch = sort_by_expert(ids_TK.masked_fill((ids_TK == 2) | (torch.rand(T, K) < share_of_none), E), E)
+    up, down = (E, width, hidden_size), (E, hidden_size, width)
+    shapes = [(T, hidden_size), (T, K), down if transposed else up, (E, width), up if transposed else down]
+    inputs = [torch.randn(shape).to(dtype) for shape in [*shapes, (E, hidden_size)]]
+    upstream_TD = torch.randn(T, hidden_size).to(dtype)
+    exact = with_gradients([tensor.double() for tensor in inputs], dispatch, transposed, upstream_TD.double())
+    ours = with_kernels(with_gradients, inputs, dispatch, transposed, upstream_TD)
+    for got, want in zip(ours, exact, strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - want).norm() <= 4 * torch.finfo(dtype).eps * want.norm() + 1e-30
+
+
+@pytest.mark.parametrize("width", [8, 10])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_opcheck_of_row_ops_with_kernels(with_kernels: Callable[..., Any], transposed: bool, width: int) -> None:
+    ops, opcheck = torch.ops.pathmoe, torch.library.opcheck
+    dispatch = sort_by_expert(torch.randint(0, E + 1, (T, K)), E)
+    x_TD, x_ND = torch.randn(T, D, requires_grad=True), torch.randn(T * K, D, requires_grad=True)
+    weights_TK = torch.randn(T, K, requires_grad=True)
+    with_kernels(opcheck, ops.dispatch_rows.default, (x_TD, *dispatch, K))
+    with_kernels(opcheck, ops.combine_rows.default, (x_ND, weights_TK, *dispatch, K))
+    detached = [tensor.detach() for tensor in (x_TD, x_ND, weights_TK)]
+    with_kernels(opcheck, ops.combine_rows_backward.default, (*detached, *dispatch))
+    weight = torch.randn((E, D, width) if transposed else (E, width, D), requires_grad=True)
+    arguments = (x_ND, weight, torch.randn(E, width, requires_grad=True), dispatch.ends_E, transposed)
+    with_kernels(opcheck, ops.grouped_linear.default, arguments)
+    with_kernels(opcheck, ops.grouped_outer.default, (x_ND.detach(), torch.randn(T * K, width), dispatch.ends_E))
+    with_kernels(opcheck, ops.grouped_sum.default, (torch.randn(T * K, width), dispatch.ends_E))
 
 
 @pytest.fixture

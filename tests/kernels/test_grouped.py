@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pathmoe_kernels.grouped import padding, rows_by_rows, rows_by_weights
+from pathmoe_kernels.grouped import align, padding, rows_by_rows, rows_by_weights
 
 ENDS = {
     "all experts": [3, 4, 9, 12],
@@ -41,3 +41,22 @@ def test_padding_is_the_least_that_aligns_a_row(dtype: torch.dtype) -> None:
         extra = padding(width, dtype)
         assert (width + extra) * dtype.itemsize % 16 == 0
         assert 0 <= extra * dtype.itemsize < 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (3, 8, 9), (3, 9, 8), (0, 3, 1)])
+def test_aligning_adds_zeros_at_the_ends_of_the_last_dimensions(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.randn(shape).to(dtype)
+    for num_dims in (1, 2):
+        aligned = align(tensor, num_dims)
+        extra = [padding(width, dtype) if dim >= 3 - num_dims else 0 for dim, width in enumerate(shape)]
+        assert list(aligned.shape) == [width + more for width, more in zip(shape, extra, strict=True)]
+        assert torch.equal(aligned[:, : shape[1], : shape[2]], tensor)
+        assert aligned.count_nonzero() == tensor.count_nonzero()
+
+
+def test_what_is_aligned_is_not_copied() -> None:
+    tensor = torch.randn(3, 8, 16)
+    assert align(tensor, 1) is tensor
+    assert align(tensor, 2) is tensor
+    assert align(tensor.mT, 2).is_contiguous()
