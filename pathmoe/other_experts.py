@@ -1,7 +1,7 @@
 """Experts of transformers that are no plain SwiGLU: small ops around their own gate, activation and norm."""
 
 # Shapes: T tokens, K experts per token, N = T*K routed rows, E experts, D hidden, F expert width, G = 2F, or F where
-# there is no gate.
+# there is no gate, I and O the inner and outer width of a linear layer.
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """A linear layer for each expert, over rows sorted by expert, as an op with gradients."""
 
-# Shapes: N routed rows, E experts, I and O the inner and outer width of the layers.
+# Shapes: N routed rows, E experts, I and O the inner and outer width of the layers, B columns of ones.
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,7 +20,7 @@ def grouped_linear(
 ) -> Tensor:
     """Each row through the linear layer of its expert: [N, O]; zeros in the rows of no expert.
 
-    So are their gradients, and what they hold is not read, forward or backward. Under autocast in its dtype.
+    Their gradients are zeros too, and what they hold changes nothing. Under autocast in its dtype.
 
     Args:
         rows_NI: [N, I] floating point, sorted by expert.

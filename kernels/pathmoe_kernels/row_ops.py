@@ -30,7 +30,7 @@ def dispatch_rows(x_TD: Tensor, dispatch: Dispatch, num_experts_per_tok: int) ->
 def combine_rows(y_ND: Tensor, weights_TK: Tensor, dispatch: Dispatch) -> Tensor:
     """Each token's rows times their weights, summed in fp32 at least: [T, D] in the rows' dtype.
 
-    What the rows of no expert hold is not read: they add nothing, and have zero gradients, as their weights have.
+    What the rows of no expert hold changes nothing: they add nothing, and they and their weights have zero gradients.
 
     Args:
         y_ND: [N, D] floating point, sorted by expert.

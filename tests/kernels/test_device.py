@@ -1,6 +1,7 @@
 """The ops with their kernels, in Triton's interpreter, against the same ops as a CPU runs them."""
 
-# Shapes: T tokens, E experts, K experts per token, D hidden, F expert width, G = 2F, N = T*K routed rows.
+# Shapes: T tokens, E experts, K experts per token, D hidden, F expert width, G = 2F, N = T*K routed rows,
+# I and O the inner and outer width of a linear layer.
 
 import math
 import sys

@@ -1,17 +1,13 @@
-"""Our dispatch in transformers' own models: the same result where the experts have our form, a refusal where not."""
+"""Our dispatch in transformers' own models and blocks: the same result as theirs."""
 
 # Shapes: B batch, S sequence, T tokens, D hidden, E experts, K experts per token, F expert width.
 
-import importlib
-import inspect
+import copy
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +20,11 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 import pathmoe
 from pathmoe.experts import Experts
@@ -43,7 +44,7 @@ TINY: dict[str, Any] = {
     "eos_token_id": 1,
 }
 ROUTED: dict[str, Any] = {"num_experts": 5, "moe_intermediate_size": 12}
-SERVED = {
+MODELS = {
     "olmoe": OlmoeConfig(**TINY, num_experts=5),
     "mixtral": MixtralConfig(**TINY, num_local_experts=5),
     "qwen2_moe": Qwen2MoeConfig(**TINY, **ROUTED, shared_expert_intermediate_size=8),
@@ -53,6 +54,7 @@ SERVED = {
         first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8,
     ),
     "lfm2_moe": Lfm2MoeConfig(**TINY, **ROUTED, layer_types=["full_attention", "conv"], num_dense_layers=1),
+    "gpt_oss": GptOssConfig(**TINY, num_local_experts=5),
 }  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def logits_and_gradients(model: nn.Module) -> dict[str, Tensor]:
     return {"logits": output.logits.detach(), **gradients}
 
 
-@pytest.mark.parametrize("config", SERVED.values(), ids=SERVED)
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_the_models_of_transformers_give_their_own_result(config: PreTrainedConfig) -> None:
     expected = logits_and_gradients(random_model(config, "eager"))
     ours = logits_and_gradients(random_model(config, "pathmoe"))
@@ -80,90 +82,39 @@ def test_the_models_of_transformers_give_their_own_result(config: PreTrainedConf
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_of_another_form_is_refused_by_name() -> None:
-    config = GptOssConfig(**{**TINY, "head_dim": 8}, num_local_experts=5)
-    model = random_model(config, "pathmoe")
-    with pytest.raises(ValueError, match=r"does not serve GptOssExperts, which has biases, .*transposed") as error:
-        model(input_ids=torch.zeros(1, 3, dtype=torch.int64))
-    assert "\n" not in str(error.value)
-    assert str(error.value).endswith("use experts_implementation=grouped_mm")
+BLOCKS = {
+    "olmoe": OlmoeSparseMoeBlock,
+    "mixtral": MixtralSparseMoeBlock,
+    "qwen3_moe": Qwen3MoeSparseMoeBlock,
+    "deepseek_v3": DeepseekV3MoE,
+    "gpt_oss": GptOssMLP,
+}
 
 
-class AnyConfig:
-    """Sizes under every name by which the experts of some model ask for them."""
-
-    _experts_implementation = "eager"
-    hidden_size = moe_hidden_size = 16
-    intermediate_size = moe_intermediate_size = 12
-    num_experts = num_local_experts = n_routed_experts = moe_num_experts = 5
-    hidden_act = hidden_activation = mlp_hidden_act = "silu"
-    moe_latent_size = None
-
-    def __getattr__(self, name: str) -> float:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return 1.0  # limits, epsilons and factors
-
-
-def experts_classes() -> Iterator[type[nn.Module]]:
-    """Every experts class of transformers that goes through its experts interface."""
-    for file in sorted(Path(inspect.getfile(transformers)).parent.glob("models/*/modeling_*.py")):
-        names = re.findall(
-            r"^@use_experts_implementation.*\nclass (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE
-        )
-        if names:
-            module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
-            yield from (getattr(module, name) for name in names)
+def block_and_gradients(name: str, experts_implementation: str) -> dict[str, Tensor]:
+    """Output of a whole block, and gradients of its input, router, experts and shared experts."""
+    torch.manual_seed(1)
+    config = copy.deepcopy(MODELS[name])
+    config._experts_implementation = experts_implementation
+    block = BLOCKS[name](config)
+    for tensor in (*block.parameters(), *block.buffers()):
+        nn.init.normal_(tensor, std=0.3)
+    x_BSD, upstream_BSD = torch.randn(2, 9, 16, requires_grad=True), torch.randn(2, 9, 16)
+    output = block(x_BSD)
+    y_BSD = output[0] if isinstance(output, tuple) else output
+    y_BSD.backward(upstream_BSD)
+    gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
+    return {"y": y_BSD.detach(), "x": x_BSD.grad, **gradients}
 
 
-def random_experts(experts_class: type[nn.Module]) -> nn.Module:
-    experts = experts_class(AnyConfig())
-    for parameter in experts.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return experts
-
-
-def test_all_experts_of_transformers_are_served_exactly_or_refused() -> None:
-    arguments = 3 * torch.randn(7, 16), torch.rand(7, 5).argsort(dim=-1)[:, :2], torch.rand(7, 2)
-    served, refused = set(), {}
-    for experts_class in experts_classes():
-        experts = random_experts(experts_class)
-        expected_TD = experts(*arguments)
-        experts.config._experts_implementation = "pathmoe"
-        try:
-            output_TD = experts(*arguments)
-        except ValueError as error:
-            assert f"does not serve {experts_class.__name__}, " in str(error)
-            refused[experts_class.__name__] = str(error)
-        else:
-            torch.testing.assert_close(output_TD, expected_TD, atol=1e-4, rtol=1e-5)
-            served.add(experts_class.__name__)
-    assert {"OlmoeExperts", "MixtralExperts", "Qwen3MoeExperts", "DeepseekV3Experts", "Lfm2MoeExperts"} <= served
-    reasons = {
-        "AriaExperts": "transposed weights",
-        "GptOssExperts": "biases, transposed weights, interleaved gate and up, a gate of their own",
-        "NemotronHExperts": "no gate",
-        "MuseSparkExperts": "a norm after each expert",
-        "DeepseekV4Experts": "a gate of their own",
-    }
-    for name, reason in reasons.items():
-        assert f"which has {reason}" in refused[name]
-
-
-def test_another_activation_and_expert_parallelism_are_refused() -> None:
-    class GeluConfig(AnyConfig):
-        hidden_act = "gelu"
-        _experts_implementation = "pathmoe"
-
-    arguments = torch.randn(3, 16), torch.tensor([[0, 1]] * 3), torch.rand(3, 2)
-    olmoe_experts = next(c for c in experts_classes() if c.__name__ == "OlmoeExperts")
-    with pytest.raises(ValueError, match="OlmoeExperts, which has an activation other than SiLU; "):
-        olmoe_experts(GeluConfig())(*arguments)
-    experts = random_experts(olmoe_experts)
-    experts.config._experts_implementation = "pathmoe"
-    experts._is_expert_parallel = True
-    with pytest.raises(ValueError, match="which has expert parallelism by transformers; "):
-        experts(*arguments)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_blocks_of_transformers_give_their_own_result(name: str) -> None:
+    ours, expected = block_and_gradients(name, "pathmoe"), block_and_gradients(name, "eager")
+    assert {"experts.gate_up_proj", "experts.down_proj"} < ours.keys()
+    assert any(re.fullmatch(r"(gate|router)\.weight", parameter) for parameter in ours)
+    assert any(parameter.startswith("shared_experts.") for parameter in ours) == (name == "deepseek_v3")
+    assert all(gradient.any() for gradient in expected.values())
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
