@@ -41,7 +41,7 @@ def _rows_of_experts(ends_E: Tensor) -> Iterator[slice]:
 @torch.library.custom_op("pathmoe::grouped_linear", mutates_args=())
 def _grouped_linear_op(
     rows_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, ends_E: Tensor, transposed: bool
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if runs_triton(rows_NI):
         return _by_grouped_gemm(rows_NI, weight_EOI, bias_EO, ends_E, transposed)
     weight_EIO = weight_EOI if transposed else weight_EOI.mT
@@ -75,7 +75,7 @@ def _by_grouped_gemm(
 @_grouped_linear_op.register_fake
 def _grouped_linear_fake(
     rows_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, ends_E: Tensor, transposed: bool
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return rows_NI.new_empty(rows_NI.shape[0], weight_EOI.shape[2 if transposed else 1])
 
 

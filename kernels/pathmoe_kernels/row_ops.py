@@ -79,16 +79,12 @@ def _combined(y_ND: Tensor, weights_TK: Tensor | None, dispatch: Dispatch, num_c
 
 
 @torch.library.custom_op("pathmoe::dispatch_rows", mutates_args=())
-def _dispatch_rows_op(
-    x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
-) -> Tensor:  # fmt: skip
+def _dispatch_rows_op(x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int) -> Tensor:
     return _gathered(x_TD, Dispatch(order_N, position_N, ends_E), num_choices)
 
 
 @_dispatch_rows_op.register_fake
-def _dispatch_rows_fake(
-    x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
-) -> Tensor:  # fmt: skip
+def _dispatch_rows_fake(x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int) -> Tensor:
     return x_TD.new_empty(order_N.shape[0], x_TD.shape[1])
 
 
@@ -107,21 +103,21 @@ _dispatch_rows_op.register_autograd(_dispatch_rows_backward, setup_context=_save
 @torch.library.custom_op("pathmoe::combine_rows", mutates_args=())
 def _combine_rows_op(
     y_ND: Tensor, weights_TK: Tensor | None, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return _combined(y_ND, weights_TK, Dispatch(order_N, position_N, ends_E), num_choices)
 
 
 @_combine_rows_op.register_fake
 def _combine_rows_fake(
     y_ND: Tensor, weights_TK: Tensor | None, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return y_ND.new_empty(y_ND.shape[0] // num_choices, y_ND.shape[1])
 
 
 @torch.library.custom_op("pathmoe::combine_rows_backward", mutates_args=())
 def _combine_rows_backward_op(
     grad_TD: Tensor, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     grad_y_ND = _gathered(grad_TD, Dispatch(order_N, position_N, ends_E), weights_TK.shape[1])
     sum_dtype = torch.promote_types(y_ND.dtype, torch.float32)
     dot_N1 = (grad_y_ND * y_ND).sum(dim=-1, keepdim=True, dtype=sum_dtype)
@@ -137,7 +133,7 @@ def _combine_rows_backward_op(
 @_combine_rows_backward_op.register_fake
 def _combine_rows_backward_fake(
     grad_TD: Tensor, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     return y_ND.new_empty(y_ND.shape), weights_TK.new_empty(weights_TK.shape)
 
 

@@ -193,9 +193,10 @@ def gpt_oss_experts() -> nn.Module:
     return random_parameters(GptOssExperts(tiny_config(GptOssExperts)))
 
 
-def test_compiles_without_a_graph_break() -> None:
+@pytest.mark.parametrize("name", ["OlmoeExperts", "GptOssExperts"])
+def test_compiles_without_a_graph_break(name: str) -> None:
     torch.compiler.reset()
-    experts = gpt_oss_experts()
+    experts = tiny_experts(name)
     experts.config._experts_implementation = "pathmoe"
     arguments = torch.randn(T, D), random_ids(), torch.rand(T, K)
     compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")
