@@ -1,4 +1,4 @@
-"""What one MoE layer launches on a GPU, counted with its kernels in Triton's interpreter, and as README.md states it."""
+"""What one MoE layer launches on a GPU, counted with its kernels in Triton's interpreter."""
 
 # Shapes: B batch, S sequence, T = B*S tokens, E experts, K experts per token, D hidden, F expert width.
 
