@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test format format-check lint types check bench bench-quality resources clean
+.PHONY: help setup train test format format-check lint types check bench bench-quality resources traffic clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ bench-quality: setup  ## train the OLMoE peer as long as the tiny run, at severa
 
 resources: setup  ## compile the kernels for three GPUs; writes kernels/RESOURCES.md
 	@$(PY) kernels/bench/resources.py
+
+traffic: setup  ## count the bytes that the kernels touch, and what a layer takes at best
+	@$(PY) kernels/bench/traffic.py
 
 clean:  ## remove caches and build products; keeps .venv and runs
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

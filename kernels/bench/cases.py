@@ -16,6 +16,7 @@ from pathmoe_kernels.route_forward_triton import route_forward
 from pathmoe_kernels.route_rule import Dispatch, RouteRule
 from pathmoe_kernels.rows_triton import combine_rows, gather_rows
 from pathmoe_kernels.swiglu_triton import swiglu, swiglu_backward
+from pathmoe_kernels.zero_groups_triton import zero_empty_groups
 
 NUM_TOKENS, HIDDEN_SIZE, WIDTH = 256, 512, 256
 EXPERTS, CHOICES = (16, 64, 128, 256), (1, 2, 4, 6, 8)
@@ -34,6 +35,7 @@ DEPENDS_ON = {
     "combine rows": ("num_choices", "dtype"),
     "swiglu": ("dtype",),
     "swiglu backward": ("dtype",),
+    "zero empty groups": ("dtype",),
 }
 """What each kernel is compiled anew for."""
 
@@ -96,4 +98,5 @@ def _launches(num_experts: int, num_choices: int, dtype: torch.dtype) -> dict[st
         "combine rows": partial(combine_rows, rows_ND, dispatch, weights_TK, num_choices),
         "swiglu": partial(swiglu, h_NG, ends_E),
         "swiglu backward": partial(swiglu_backward, h_NG, activation_NF, order_N, weights_TK, ends_E),
+        "zero empty groups": partial(zero_empty_groups, gate_ED[:, :, None], ends_E),
     }

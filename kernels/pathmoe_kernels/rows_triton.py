@@ -15,18 +15,24 @@ BLOCK_COLUMNS = 512
 
 @triton.jit
 def gather_rows_kernel(
-    source_ptr, order_ptr, last_end_ptr, target_ptr, num_rows, width,
+    source_ptr, position_ptr, last_end_ptr, target_ptr, num_tokens, width,
     K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """target[j] = source[order[j] // K]; zeros in the rows of no expert."""
-    position = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    """target[position[t, k]] = source[t], with zeros in the rows of no expert.
+
+    By tokens, so that each row is read once: by positions it would be K times, of a source larger than the cache.
+    """
+    token = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    inside = position < num_rows
-    taken = inside & (position < tl.load(last_end_ptr))
-    token = (tl.load(order_ptr + position, inside, 0) // K).to(tl.int64)
-    within = (column < width)[None, :]
-    rows = tl.load(source_ptr + token[:, None] * width + column[None, :], taken[:, None] & within, 0.0)
-    tl.store(target_ptr + position[:, None].to(tl.int64) * width + column[None, :], rows, inside[:, None] & within)
+    inside = token < num_tokens
+    stored = inside[:, None] & (column < width)[None, :]
+    last_end = tl.load(last_end_ptr)
+    rows = tl.load(source_ptr + token[:, None].to(tl.int64) * width + column[None, :], stored, 0.0)
+    for k in range(K):
+        position = tl.load(position_ptr + token.to(tl.int64) * K + k, inside, 0)
+        taken = (position < last_end)[:, None]
+        target_ptrs = target_ptr + position[:, None].to(tl.int64) * width + column[None, :]
+        tl.store(target_ptrs, tl.where(taken, rows, 0.0), stored)
 
 
 @triton.jit
@@ -63,12 +69,12 @@ def _blocks(num_rows: int, width: int) -> tuple[tuple[int, int], int, int]:
 
 def gather_rows(source_TD: Tensor, dispatch: Dispatch, num_choices: int) -> Tensor:
     """Each sorted position's token row, [N, D]; zeros at the positions of no expert."""
-    num_rows, width = dispatch.order_N.numel(), source_TD.shape[1]
-    target_ND = source_TD.new_empty(num_rows, width)
+    num_tokens, width = source_TD.shape
+    target_ND = source_TD.new_empty(num_tokens * num_choices, width)
     if target_ND.numel():
-        grid, rows, columns = _blocks(num_rows, width)
+        grid, rows, columns = _blocks(num_tokens, width)
         gather_rows_kernel[grid](
-            source_TD, dispatch.order_N, dispatch.ends_E[-1:], target_ND, num_rows, width,
+            source_TD, dispatch.position_N, dispatch.ends_E[-1:], target_ND, num_tokens, width,
             K=num_choices, BLOCK_R=rows, BLOCK_W=columns, **OPTIONS,
         )  # fmt: skip
     return target_ND

@@ -15,7 +15,14 @@ from torch import Tensor
 from pathmoe_kernels import Dispatch, Routed, RouteRule
 
 # Elsewhere than on Linux there is no Triton, and nothing of it to test.
-NEED_TRITON = ["test_*_triton.py", "test_device.py", "test_launch.py", "test_resources.py"]
+NEED_TRITON = [
+    "test_*_triton.py",
+    "test_device.py",
+    "test_grouped.py",
+    "test_launch.py",
+    "test_resources.py",
+    "test_traffic.py",
+]
 collect_ignore_glob = [] if find_spec("triton") else NEED_TRITON
 
 GARBAGE = 1_234_567
