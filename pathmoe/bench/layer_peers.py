@@ -1,6 +1,6 @@
 """One MoE layer, router included, as ours and with transformers' experts implementations: same weights and inputs."""
 
-# Shapes: B batch, S sequence, T = B*S tokens, D hidden.
+# Shapes: B batch, S sequence, T = B*S tokens, K experts per token, D hidden.
 
 from collections.abc import Callable
 from functools import partial

@@ -21,8 +21,10 @@ def nbytes(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def test_bytes_are_those_of_every_tensor_that_is_read_or_written() -> None:
-    T, D, F, E, K = SHAPE.sizes()
+@pytest.mark.parametrize("norm_topk_prob", [True, False])
+def test_bytes_are_those_of_every_tensor_that_is_read_or_written(norm_topk_prob: bool) -> None:
+    shape = layer_shape(*SHAPE.sizes(), norm_topk_prob)
+    T, D, F, E, K = shape.sizes()
     N = T * K
     x_TD, gate_ED, rows_ND = (torch.empty(sizes, dtype=torch.bfloat16) for sizes in [(T, D), (E, D), (N, D)])
     h_NG, a_NF = (torch.empty(sizes, dtype=torch.bfloat16) for sizes in [(N, 2 * F), (N, F)])
@@ -31,9 +33,9 @@ def test_bytes_are_those_of_every_tensor_that_is_read_or_written() -> None:
     grad_logits_TE = logits_TE.bfloat16()
     # The sort reads the ids and writes the order and its inverse.
     routed = nbytes(weights_TK, ids_TK, lse_T) + nbytes(ids_TK, index_N, index_N)
-    # Ids, weights and log-sum-exp of the forward pass, and the gradients of weights and log-sum-exp.
-    given = nbytes(ids_TK, weights_TK, lse_T, weights_TK, lse_T)
-    assert least_bytes(SHAPE, itemsize=2) == {
+    # Ids and log-sum-exp of the forward pass, and the gradients of weights and log-sum-exp.
+    given = nbytes(ids_TK, lse_T, weights_TK, lse_T) + norm_topk_prob * nbytes(weights_TK)
+    assert least_bytes(shape, itemsize=2) == {
         "route": nbytes(x_TD, gate_ED) + routed,
         "route, backward": nbytes(x_TD, gate_ED, x_TD, gate_ED, grad_logits_TE, grad_logits_TE) + given,
         "route_logits": nbytes(logits_TE) + routed,

@@ -1,4 +1,4 @@
-# Shapes: B batch, S sequence, D hidden.
+# Shapes: B batch, S sequence, T = B*S tokens, K experts per token, D hidden.
 from collections.abc import Callable
 from typing import Any
 
