@@ -27,9 +27,10 @@ def _set_environment(session_dir: str) -> None:
         OMP_NUM_THREADS="1",
         MKL_NUM_THREADS="1",
         TOKENIZERS_PARALLELISM="false",
-        # Triton's kernels run in its interpreter, which looks here when a kernel is defined, so before any import.
-        TRITON_INTERPRET="1",
     )
+    # Triton's kernels run in its interpreter, which looks here when a kernel is defined, so before any import. Only who
+    # asks for tests/kernels/test_on_gpu.py sets 0.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
     # One place for all workers, so that what a test prepares is prepared once.
     cache_variables = {
         "XDG_CACHE_HOME": "cache",

@@ -28,22 +28,32 @@ class LayerShape(NamedTuple):
     num_blocks: int
     length: int
 
-    def described(self) -> str:
-        """In letters and numbers."""
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Tokens T, hidden size D, width F of an expert, experts E, and experts per token K."""
         config = self.config
         return (
-            f"T={self.num_blocks * self.length} D={config.hidden_size} F={config.moe_intermediate_size} "
-            f"E={config.num_experts} K={config.num_experts_per_tok}"
-        )
+            self.num_blocks * self.length, config.hidden_size, config.moe_intermediate_size, config.num_experts,
+            config.num_experts_per_tok,
+        )  # fmt: skip
+
+    def described(self) -> str:
+        """In letters and numbers."""
+        return " ".join(f"{letter}={size}" for letter, size in zip("TDFEK", self.sizes(), strict=True))
 
 
 def layer_shape(
-    num_tokens: int, hidden_size: int, width: int, num_experts: int, num_experts_per_tok: int
+    num_tokens: int,
+    hidden_size: int,
+    width: int,
+    num_experts: int,
+    num_experts_per_tok: int,
+    norm_topk_prob: bool = True,
 ) -> LayerShape:
     """A model of one layer, for its MoE layer's sake, and one block of tokens."""
     config = PathMoEConfig(
         vocab_size=64, num_hidden_layers=1, num_attention_heads=4, hidden_size=hidden_size,
         moe_intermediate_size=width, num_experts=num_experts, num_experts_per_tok=num_experts_per_tok,
+        norm_topk_prob=norm_topk_prob,
     )  # fmt: skip
     return LayerShape(config, 1, num_tokens)
 

@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,6 +12,7 @@ from pathmoe.bench.layer import LAYERS, Figure, LayerShape, layer_figures
 from pathmoe.bench.paired import paired_seconds, ratio
 from pathmoe.bench.peer import build_peer, our_inputs, peer_inputs
 from pathmoe.bench.shares import step_shares
+from pathmoe.bench.tests_first import run_tests
 from pathmoe.bench.tiny import TinyRun, tiny_run
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.config_files import config_folder
@@ -82,13 +81,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     if rounds < 2:
         fail(f"--rounds ({rounds}) must be at least 2, for quartiles; raise it")
-    root = config_folder().parent
     tested = ("kernels", *(f"pathmoe/test_{name}.py" for name in ("olmoe", "experts", "moe", "losses")))
-    tests = [str(root / "tests" / name) for name in tested]
-    if not (root / "tests").is_dir():
-        fail(f"{root / 'tests'} must be there, as what is timed is tested first; run it from a checkout")
-    if subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=root).returncode:
-        fail(f"{root / 'tests'}: the tests of what is timed must pass; mend what fails above")
+    run_tests(config_folder().parent, tested, ("-m", "not slow"))
     print(json.dumps(provenance(), indent=2))
     for line in report(tiny_run(), rounds, LAYERS):
         print(line)

@@ -55,4 +55,7 @@ def test_what_is_saved_for_backward_is_near_the_floor(name: str) -> None:
 
 
 def test_a_layer_is_described_in_letters() -> None:
-    assert layer_shape(4096, 128, 64, 16, 2).described() == "T=4096 D=128 F=64 E=16 K=2"
+    shape = layer_shape(4096, 128, 64, 16, 2, norm_topk_prob=False)
+    assert shape.described() == "T=4096 D=128 F=64 E=16 K=2"
+    assert shape.sizes() == (4096, 128, 64, 16, 2)
+    assert not shape.config.norm_topk_prob and layer_shape(8, 8, 4, 2, 1).config.norm_topk_prob

@@ -115,6 +115,7 @@ def _plain_route(
     rule: RouteRule,
     selection_bias_E: Tensor | None = None,
     token_mask_T: Tensor | None = None,
+    expert_ids_TK: Tensor | None = None,
 ) -> Routed:
     logits_TE = x_TD if gate_ED is None else torch.einsum("td,ed->te", x_TD, gate_ED)
     num_tokens, num_experts = logits_TE.shape
@@ -125,6 +126,8 @@ def _plain_route(
     if rule.uniform:
         rows = [[(t * num_choices + k) % num_experts for k in range(num_choices)] for t in range(num_tokens)]
         ids_TK = torch.tensor(rows, dtype=torch.int64).view(num_tokens, num_choices)
+    if expert_ids_TK is not None:
+        ids_TK = expert_ids_TK
     weights_TK = scores_TE.gather(-1, ids_TK)
     if rule.norm_topk_prob:
         weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
@@ -143,5 +146,8 @@ def _plain_route(
 
 @pytest.fixture(scope="session")
 def plain_route() -> Callable[..., Routed]:
-    """Routing under autograd, written out, from x and gate, or from logits where the gate is None."""
+    """Routing under autograd, written out, from x and gate, or from logits where the gate is None.
+
+    It takes over a choice of experts that is handed in.
+    """
     return _plain_route
