@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathmoe_kernels.zero_groups_triton import zero_empty_groups
-
 ALIGNMENT = 16
 """Bytes that rows of a grouped GEMM's operands must be multiples of."""
 
@@ -31,5 +29,8 @@ def rows_by_weights(rows_NI: Tensor, weights_EIO: Tensor, ends_E: Tensor) -> Ten
 
 def rows_by_rows(left_NI: Tensor, right_NO: Tensor, ends_E: Tensor) -> Tensor:
     """Each expert's left rows, transposed, times its right rows, [E, I, O]; zeros for an expert without rows."""
+    # Not at the top: without Triton, and so without a GPU, only the alignment is asked for.
+    from pathmoe_kernels.zero_groups_triton import zero_empty_groups
+
     # Some versions leave the product of an empty group as the memory was (pytorch issue 172439).
     return zero_empty_groups(F.grouped_mm(left_NI.T, right_NO, offs=ends_E), ends_E)
