@@ -98,7 +98,9 @@ def backward(
     h_CG, grad_h_CG = x_TD.new_empty(most, 2 * width), x_TD.new_empty(most, 2 * width)
     activation_CF, grad_CF = x_TD.new_empty(most, width), x_TD.new_empty(most, width)
     grad_x_ND, grad_weights_N = x_TD.new_empty(len(tokens_N), hidden_size), weights_TK.new_zeros(len(tokens_N))
-    grad_gate_up_EGD, grad_down_EDF = torch.zeros_like(gate_up_EGD), torch.zeros_like(down_EDF)
+    product_CF = x_TD.new_empty(most, width)
+    grad_gate_up_EGD, grad_down_EDF = gate_up_EGD.new_empty(gate_up_EGD.shape), down_EDF.new_empty(down_EDF.shape)
+    _zero_without_rows(grad_gate_up_EGD, grad_down_EDF, chunks)
     gate_up_GD, down_DF = gate_up_EGD.unbind(), down_EDF.unbind()
     for rows, experts in chunks:
         num_rows = rows.stop - rows.start
@@ -110,7 +112,8 @@ def backward(
             torch.mm(grad_y_CD[in_chunk], down_DF[e], out=grad_CF[in_chunk])
         grad_weights_N[rows] = _activation_backward(
             h_CG[:num_rows] if pre_activation_NG is None else pre_activation_NG[rows],
-            grad_CF[:num_rows], weights_N1[rows].to(x_TD.dtype), activation_CF[:num_rows], grad_h_CG[:num_rows],
+            grad_CF[:num_rows], weights_N1[rows].to(x_TD.dtype),
+            activation_CF[:num_rows], grad_h_CG[:num_rows], product_CF[:num_rows],
         )  # fmt: skip
         for e, its_rows, in_chunk in experts:
             torch.mm(grad_y_CD[in_chunk].T, activation_CF[in_chunk], out=grad_down_EDF[e])
@@ -121,9 +124,17 @@ def backward(
     return grad_x_TD, grad_weights_TK, grad_gate_up_EGD, grad_down_EDF
 
 
+def _zero_without_rows(grad_gate_up_EGD: Tensor, grad_down_EDF: Tensor, chunks: list[Chunk]) -> None:
+    with_rows = {e for chunk in chunks for e, _, _ in chunk.experts}
+    for e in set(range(len(grad_down_EDF))) - with_rows:
+        grad_gate_up_EGD[e].zero_()
+        grad_down_EDF[e].zero_()
+
+
 def _activation_backward(
-    pre_activation_CG: Tensor, grad_CF: Tensor, weights_C1: Tensor, activation_CF: Tensor, grad_h_CG: Tensor
-) -> Tensor:
+    pre_activation_CG: Tensor, grad_CF: Tensor, weights_C1: Tensor,
+    activation_CF: Tensor, grad_h_CG: Tensor, product_CF: Tensor,
+) -> Tensor:  # fmt: skip
     """Gradient [C] of the routing weights; writes the weighted activation and the gradient of the pre-activation.
 
     Args:
@@ -132,15 +143,19 @@ def _activation_backward(
         weights_C1: [C, 1] routing weights.
         activation_CF: [C, F] to write the activation times its weight to.
         grad_h_CG: [C, 2F] to write the gradient of the pre-activation to.
+        product_CF: [C, F] to write what is used up here to.
     """
     (gate_CF, up_CF), (grad_gate_CF, grad_up_CF) = pre_activation_CG.chunk(2, dim=-1), grad_h_CG.chunk(2, dim=-1)
-    torch.ops.aten.silu.out(gate_CF, out=activation_CF)
-    torch.mul(grad_CF, activation_CF, out=grad_up_CF)
-    activation_CF.mul_(up_CF)
-    sum_dtype = torch.promote_types(grad_CF.dtype, torch.float32)
-    grad_weights_C = (grad_CF * activation_CF).sum(dim=-1, dtype=sum_dtype)
+    # An exponential costs as much as several passes, so one is shared: silu(g) = g s and silu'(g) = s + s (g - g s).
+    slope_CF, silu_CF = torch.sigmoid(gate_CF, out=grad_gate_CF), grad_up_CF
+    torch.mul(gate_CF, slope_CF, out=silu_CF)
+    torch.sub(gate_CF, silu_CF, out=product_CF)
+    slope_CF.addcmul_(slope_CF, product_CF)
+    torch.mul(silu_CF, up_CF, out=activation_CF)
+    torch.mul(grad_CF, activation_CF, out=product_CF)
+    grad_weights_C = product_CF.sum(dim=-1, dtype=torch.promote_types(grad_CF.dtype, torch.float32))
     activation_CF.mul_(weights_C1)
-    grad_up_CF.mul_(weights_C1)
-    grad_CF.mul_(up_CF).mul_(weights_C1)
-    torch.ops.aten.silu_backward.grad_input(grad_CF, gate_CF, grad_input=grad_gate_CF)
+    grad_CF.mul_(weights_C1)
+    grad_up_CF.mul_(grad_CF)
+    grad_gate_CF.mul_(grad_CF.mul_(up_CF))
     return grad_weights_C
