@@ -3,11 +3,12 @@
 # Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows.
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -95,9 +96,67 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return allocate_poisoned
 
 
+class _Bounds:
+    """The memory of the tensors that a kernel in the interpreter is handed, and where it reached past it."""
+
+    def __init__(self) -> None:
+        self.kernel = ""
+        self.ranges: list[tuple[int, int]] = []
+        self.outside: list[str] = []
+
+    def hand_over(self, kernel: str, arguments: Iterable[Any]) -> None:
+        self.kernel = kernel
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor) and argument.numel()]
+        last = [sum((n - 1) * by for n, by in zip(t.shape, t.stride(), strict=True)) for t in tensors]
+        self.ranges = [
+            (t.data_ptr(), t.data_ptr() + (n + 1) * t.element_size()) for t, n in zip(tensors, last, strict=True)
+        ]
+
+    def narrowed(self, access: str, addresses: Any, mask: Any) -> Any:
+        """The mask without the addresses outside, which are kept as a failure."""
+        inside = np.zeros(addresses.data.shape, dtype=bool)
+        for first, end in self.ranges:
+            inside |= (addresses.data >= first) & (addresses.data < end)
+        if (beyond := mask.data & ~inside).any():
+            self.outside.append(f"{self.kernel}: {int(beyond.sum())} elements of a {access} are in none of its tensors")
+        return type(mask)(mask.data & inside, mask.dtype)
+
+
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory that Python code asks for holds NaN, or integers that index nothing."""
+def checked_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels in the interpreter touch the tensors that they are handed, and nothing else."""
+    bounds = _Bounds()
+    if find_spec("triton"):
+        from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+        start, load = GridExecutor._init_args_hst, InterpreterBuilder.create_masked_load
+        store, update = InterpreterBuilder.create_masked_store, InterpreterBuilder.create_atomic_rmw
+
+        def checked_start(self: Any, *arguments: Any) -> Any:
+            handed, named = start(self, *arguments)
+            bounds.hand_over(self.fn.__name__, [*handed, *named.values()])
+            return handed, named
+
+        def checked_load(self: Any, addresses: Any, mask: Any, *rest: Any) -> Any:
+            return load(self, addresses, bounds.narrowed("load", addresses, mask), *rest)
+
+        def checked_store(self: Any, addresses: Any, values: Any, mask: Any, *rest: Any) -> Any:
+            return store(self, addresses, values, bounds.narrowed("store", addresses, mask), *rest)
+
+        def checked_update(self: Any, operation: Any, addresses: Any, values: Any, mask: Any, *rest: Any) -> Any:
+            return update(self, operation, addresses, values, bounds.narrowed("update", addresses, mask), *rest)
+
+        monkeypatch.setattr(GridExecutor, "_init_args_hst", checked_start)
+        monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+        monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+        monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", checked_update)
+    yield
+    assert not bounds.outside, bounds.outside[0]
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch, checked_bounds: None) -> None:
+    """New memory that Python code asks for holds NaN, or integers that index nothing; kernels stay inside of it."""
     for owner, name in [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")]:
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 
