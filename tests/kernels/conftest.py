@@ -96,66 +96,93 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return allocate_poisoned
 
 
-class _Bounds:
-    """The memory of the tensors that a kernel in the interpreter is handed, and where it reached past it."""
+class _Memory(NamedTuple):
+    """Of one tensor that a launch is handed."""
+
+    first: int
+    end: int
+    """Addresses."""
+    writer: Any
+    """Of each byte: which program has stored there, or -1."""
+
+    @staticmethod
+    def of(tensor: Tensor) -> "_Memory":
+        last = sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
+        num_bytes = (last + 1) * tensor.element_size() if tensor.numel() else 0
+        return _Memory(tensor.data_ptr(), tensor.data_ptr() + num_bytes, np.full(num_bytes, -1))
+
+
+class _Accesses:
+    """What a launch in the interpreter touches, and what it should not have."""
 
     def __init__(self) -> None:
-        self.kernel = ""
-        self.ranges: list[tuple[int, int]] = []
-        self.outside: list[str] = []
+        self.kernel, self.ordered = "", -1
+        self.memories: list[_Memory] = []
+        self.wrong: list[str] = []
 
-    def hand_over(self, kernel: str, arguments: Iterable[Any]) -> None:
-        self.kernel = kernel
-        tensors = [argument for argument in arguments if isinstance(argument, Tensor) and argument.numel()]
-        last = [sum((n - 1) * by for n, by in zip(t.shape, t.stride(), strict=True)) for t in tensors]
-        self.ranges = [
-            (t.data_ptr(), t.data_ptr() + (n + 1) * t.element_size()) for t, n in zip(tensors, last, strict=True)
-        ]
+    def start(self, kernel: str, arguments: Iterable[Any]) -> None:
+        self.kernel, self.ordered = kernel, -1
+        self.memories = [_Memory.of(argument) for argument in arguments if isinstance(argument, Tensor)]
 
-    def narrowed(self, access: str, addresses: Any, mask: Any) -> Any:
-        """The mask without the addresses outside, which are kept as a failure."""
+    def checked(self, access: str, builder: Any, addresses: Any, mask: Any) -> Any:
+        """The mask without what lies outside of all tensors."""
+        program = np.ravel_multi_index(builder.grid_idx, builder.grid_dim)
         inside = np.zeros(addresses.data.shape, dtype=bool)
-        for first, end in self.ranges:
-            inside |= (addresses.data >= first) & (addresses.data < end)
-        if (beyond := mask.data & ~inside).any():
-            self.outside.append(f"{self.kernel}: {int(beyond.sum())} elements of a {access} are in none of its tensors")
-        return type(mask)(mask.data & inside, mask.dtype)
+        for first, end, writer in self.memories:
+            within = mask.data & (addresses.data >= first) & (addresses.data < end)
+            inside |= within
+            if access == "update":
+                # The one that draws a ticket comes after those that drew before it.
+                self.ordered = program
+                continue
+            touched = addresses.data[within] - first
+            writers = writer[touched]
+            if program != self.ordered and ((writers != -1) & (writers != program)).any():
+                self.wrong.append(f"{self.kernel}: a {access} of what another program has stored, and none waits")
+            if access == "store":
+                writer[touched] = program
+        if (mask.data & ~inside).any():
+            self.wrong.append(f"{self.kernel}: a {access} outside of its tensors")
+        return type(mask)(inside, mask.dtype)
 
 
 @pytest.fixture
-def checked_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels in the interpreter touch the tensors that they are handed, and nothing else."""
-    bounds = _Bounds()
+def checked_accesses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels in the interpreter touch the tensors that they are handed, nothing else, and share without races.
+
+    A program may touch what another has stored after it has drawn a ticket.
+    """
+    accesses = _Accesses()
     if find_spec("triton"):
         from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
-        start, load = GridExecutor._init_args_hst, InterpreterBuilder.create_masked_load
-        store, update = InterpreterBuilder.create_masked_store, InterpreterBuilder.create_atomic_rmw
+        hand_over = GridExecutor._init_args_hst
 
-        def checked_start(self: Any, *arguments: Any) -> Any:
-            handed, named = start(self, *arguments)
-            bounds.hand_over(self.fn.__name__, [*handed, *named.values()])
+        def start(self: Any, *arguments: Any) -> Any:
+            handed, named = hand_over(self, *arguments)
+            accesses.start(self.fn.__name__, [*handed, *named.values()])
             return handed, named
 
-        def checked_load(self: Any, addresses: Any, mask: Any, *rest: Any) -> Any:
-            return load(self, addresses, bounds.narrowed("load", addresses, mask), *rest)
+        def check(access: str, name: str, where_addresses: int, where_mask: int) -> None:
+            make = getattr(InterpreterBuilder, name)
 
-        def checked_store(self: Any, addresses: Any, values: Any, mask: Any, *rest: Any) -> Any:
-            return store(self, addresses, values, bounds.narrowed("store", addresses, mask), *rest)
+            def checked(self: Any, *arguments: Any) -> Any:
+                addresses, mask = arguments[where_addresses], arguments[where_mask]
+                narrowed = accesses.checked(access, self, addresses, mask)
+                return make(self, *arguments[:where_mask], narrowed, *arguments[where_mask + 1 :])
 
-        def checked_update(self: Any, operation: Any, addresses: Any, values: Any, mask: Any, *rest: Any) -> Any:
-            return update(self, operation, addresses, values, bounds.narrowed("update", addresses, mask), *rest)
+            monkeypatch.setattr(InterpreterBuilder, name, checked)
 
-        monkeypatch.setattr(GridExecutor, "_init_args_hst", checked_start)
-        monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
-        monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
-        monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", checked_update)
+        check("load", "create_masked_load", 0, 1)
+        check("store", "create_masked_store", 0, 2)
+        check("update", "create_atomic_rmw", 1, 3)
+        monkeypatch.setattr(GridExecutor, "_init_args_hst", start)
     yield
-    assert not bounds.outside, bounds.outside[0]
+    assert not accesses.wrong, accesses.wrong[0]
 
 
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch, checked_bounds: None) -> None:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch, checked_accesses: None) -> None:
     """New memory that Python code asks for holds NaN, or integers that index nothing; kernels stay inside of it."""
     for owner, name in [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")]:
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
