@@ -103,13 +103,14 @@ class _Memory(NamedTuple):
     end: int
     """Addresses."""
     writer: Any
-    """Of each byte: which program has stored there, or -1."""
+    reader: Any
+    """Of each byte: which program has stored or loaded there, -1 where none has and -2 where several have."""
 
     @staticmethod
     def of(tensor: Tensor) -> "_Memory":
         last = sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
         num_bytes = (last + 1) * tensor.element_size() if tensor.numel() else 0
-        return _Memory(tensor.data_ptr(), tensor.data_ptr() + num_bytes, np.full(num_bytes, -1))
+        return _Memory(tensor.data_ptr(), tensor.data_ptr() + num_bytes, *np.full((2, num_bytes), -1))
 
 
 class _Accesses:
@@ -128,29 +129,29 @@ class _Accesses:
         """The mask without what lies outside of all tensors."""
         program = np.ravel_multi_index(builder.grid_idx, builder.grid_dim)
         inside = np.zeros(addresses.data.shape, dtype=bool)
-        for first, end, writer in self.memories:
+        for first, end, writer, reader in self.memories:
             within = mask.data & (addresses.data >= first) & (addresses.data < end)
             inside |= within
+            touched = addresses.data[within] - first
             if access == "update":
                 # The one that draws a ticket comes after those that drew before it.
                 self.ordered = program
                 continue
-            touched = addresses.data[within] - first
-            writers = writer[touched]
-            if program != self.ordered and ((writers != -1) & (writers != program)).any():
-                self.wrong.append(f"{self.kernel}: a {access} of what another program has stored, and none waits")
-            if access == "store":
-                writer[touched] = program
+            others = writer[touched] if access == "load" else np.concatenate([writer[touched], reader[touched]])
+            if program != self.ordered and ((others != -1) & (others != program)).any():
+                self.wrong.append(f"{self.kernel}: a {access} of what another program touches as well")
+            mine = writer if access == "store" else reader
+            mine[touched] = np.where((mine[touched] == -1) | (mine[touched] == program), program, -2)
         if (mask.data & ~inside).any():
             self.wrong.append(f"{self.kernel}: a {access} outside of its tensors")
         return type(mask)(inside, mask.dtype)
 
 
 @pytest.fixture
-def checked_accesses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def checked_accesses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Kernels in the interpreter touch the tensors that they are handed, nothing else, and share without races.
 
-    A program may touch what another has stored after it has drawn a ticket.
+    Of two programs that touch the same, one of which stores, the later must have drawn a ticket. Yields what was wrong.
     """
     accesses = _Accesses()
     if find_spec("triton"):
@@ -177,12 +178,12 @@ def checked_accesses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         check("store", "create_masked_store", 0, 2)
         check("update", "create_atomic_rmw", 1, 3)
         monkeypatch.setattr(GridExecutor, "_init_args_hst", start)
-    yield
+    yield accesses.wrong
     assert not accesses.wrong, accesses.wrong[0]
 
 
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch, checked_accesses: None) -> None:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch, checked_accesses: list[str]) -> None:
     """New memory that Python code asks for holds NaN, or integers that index nothing; kernels stay inside of it."""
     for owner, name in [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")]:
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
