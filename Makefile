@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test format format-check lint types check bench bench-quality bench-kernels resources traffic clean
+.PHONY: help setup train test format format-check lint types check bench bench-quality bench-kernels resources traffic mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ resources: setup  ## compile the kernels for three GPUs; writes kernels/RESOURCE
 
 traffic: setup  ## count the bytes that the kernels touch, and what a layer takes at best
 	@$(PY) kernels/bench/traffic.py
+
+mutants: setup  ## plant bugs in the kernels and count those that the tests catch; writes kernels/MUTANTS.md
+	@$(PY) kernels/bench/mutants.py
 
 clean:  ## remove caches and build products; keeps .venv and runs
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

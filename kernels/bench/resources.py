@@ -1,18 +1,10 @@
 """`make resources`: compile every kernel for GPUs that need not be there, and write what it takes to RESOURCES.md."""
 
-import argparse
 import os
 import sys
 from importlib.util import find_spec
-from typing import NoReturn
 
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse without the usage text above its errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line, status 2."""
-        self.exit(2, f"error: {message}; see --help\n")
+from one_line_parser import OneLineParser
 
 
 def main() -> None:

@@ -3,11 +3,12 @@
 # Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows.
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -102,9 +103,95 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return allocate_poisoned
 
 
+class _Memory(NamedTuple):
+    """Of one tensor that a launch is handed."""
+
+    first: int
+    end: int
+    """Addresses."""
+    writer: Any
+    reader: Any
+    """Of each byte: which program has stored or loaded there, -1 where none has and -2 where several have."""
+
+    @staticmethod
+    def of(tensor: Tensor) -> "_Memory":
+        last = sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
+        num_bytes = (last + 1) * tensor.element_size() if tensor.numel() else 0
+        return _Memory(tensor.data_ptr(), tensor.data_ptr() + num_bytes, *np.full((2, num_bytes), -1))
+
+
+class _Accesses:
+    """What a launch in the interpreter touches, and what it should not have."""
+
+    def __init__(self) -> None:
+        self.kernel, self.ordered = "", -1
+        self.memories: list[_Memory] = []
+        self.wrong: list[str] = []
+
+    def start(self, kernel: str, arguments: Iterable[Any]) -> None:
+        self.kernel, self.ordered = kernel, -1
+        self.memories = [_Memory.of(argument) for argument in arguments if isinstance(argument, Tensor)]
+
+    def checked(self, access: str, builder: Any, addresses: Any, mask: Any) -> Any:
+        """The mask without what lies outside of all tensors."""
+        program = np.ravel_multi_index(builder.grid_idx, builder.grid_dim)
+        inside = np.zeros(addresses.data.shape, dtype=bool)
+        for first, end, writer, reader in self.memories:
+            within = mask.data & (addresses.data >= first) & (addresses.data < end)
+            inside |= within
+            touched = addresses.data[within] - first
+            if access == "update":
+                # The one that draws a ticket comes after those that drew before it.
+                self.ordered = program
+                continue
+            others = writer[touched] if access == "load" else np.concatenate([writer[touched], reader[touched]])
+            if program != self.ordered and ((others != -1) & (others != program)).any():
+                self.wrong.append(f"{self.kernel}: a {access} of what another program touches as well")
+            mine = writer if access == "store" else reader
+            mine[touched] = np.where((mine[touched] == -1) | (mine[touched] == program), program, -2)
+        if (mask.data & ~inside).any():
+            self.wrong.append(f"{self.kernel}: a {access} outside of its tensors")
+        return type(mask)(inside, mask.dtype)
+
+
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory that Python code asks for holds NaN, or integers that index nothing."""
+def checked_accesses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Kernels in the interpreter touch the tensors that they are handed, nothing else, and share without races.
+
+    Of two programs that touch the same, one of which stores, the later must have drawn a ticket. Yields what was wrong.
+    """
+    accesses = _Accesses()
+    if find_spec("triton"):
+        from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+        hand_over = GridExecutor._init_args_hst
+
+        def start(self: Any, *arguments: Any) -> Any:
+            handed, named = hand_over(self, *arguments)
+            accesses.start(self.fn.__name__, [*handed, *named.values()])
+            return handed, named
+
+        def check(access: str, name: str, where_addresses: int, where_mask: int) -> None:
+            make = getattr(InterpreterBuilder, name)
+
+            def checked(self: Any, *arguments: Any) -> Any:
+                addresses, mask = arguments[where_addresses], arguments[where_mask]
+                narrowed = accesses.checked(access, self, addresses, mask)
+                return make(self, *arguments[:where_mask], narrowed, *arguments[where_mask + 1 :])
+
+            monkeypatch.setattr(InterpreterBuilder, name, checked)
+
+        check("load", "create_masked_load", 0, 1)
+        check("store", "create_masked_store", 0, 2)
+        check("update", "create_atomic_rmw", 1, 3)
+        monkeypatch.setattr(GridExecutor, "_init_args_hst", start)
+    yield accesses.wrong
+    assert not accesses.wrong, accesses.wrong[0]
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch, checked_accesses: list[str]) -> None:
+    """New memory that Python code asks for holds NaN, or integers that index nothing; kernels stay inside of it."""
     for owner, name in [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")]:
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 

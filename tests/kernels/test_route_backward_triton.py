@@ -183,6 +183,23 @@ def test_scores_that_underflow_together_do_not_overflow_a_scaled_loss(plain_rout
     assert grad_logits_TE.isfinite().all()
 
 
+@pytest.mark.parametrize("logit", [-89.13, -88.44, -87.0])  # six or three scores of about the smallest normal number
+def test_sigmoid_scores_as_small_as_what_is_added_to_their_sum(logit: float) -> None:
+    logits_TE, tiny = (
+        torch.full((2, 6), logit, dtype=torch.float64, requires_grad=True),
+        torch.finfo(torch.float32).tiny,
+    )
+    scores_TE = torch.sigmoid(logits_TE)
+    weights_TK = scores_TE[:, :3] / (scores_TE[:, :3].sum(dim=-1, keepdim=True) + tiny)
+    probability_TE = scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + tiny)
+    gradients = random_gradients(2, 6, rule := RouteRule(3, True, True, probability_sum=True), logsumexp=False)
+    loss = (weights_TK * gradients.weights_TK).sum() + (probability_TE.sum(dim=0) * gradients.probability_E).sum()
+    (exact_TE,) = torch.autograd.grad(loss, logits_TE)
+    saved = (torch.arange(3).repeat(2, 1).int(), weights_TK.detach().float(), logits_TE.detach().logsumexp(-1).float())
+    grad_logits_TE, _ = route_backward(logits_TE.detach().float(), None, None, *saved, *gradients, 6, rule)
+    torch.testing.assert_close(grad_logits_TE.double(), exact_TE, atol=1e-5, rtol=1e-5)
+
+
 @NUMPY_WARNS
 @pytest.mark.parametrize("norm", [False, True], ids=["", "renormalised"])
 @pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])

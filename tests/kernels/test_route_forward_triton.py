@@ -13,7 +13,7 @@ from torch import Tensor
 from pathmoe_kernels import Dispatch, Routed, RouteRule, route_forward_triton, route_logits
 from pathmoe_kernels.launch import ticket
 from pathmoe_kernels.metadata_triton import place_rows
-from pathmoe_kernels.route_forward_triton import route_forward, tokens_per_chunk
+from pathmoe_kernels.route_forward_triton import block_hidden, route_forward, tokens_per_chunk
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -35,6 +35,7 @@ def run_kernel(
     """The kernel, then the placement that `route` adds."""
     num_experts = x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
     routed, chunk_starts_CE = route_forward(x_TD, gate_ED, bias_E, mask_T, num_experts, rule)
+    assert [tensor.numel() for tensor in routed.dispatch] == [0, 0, num_experts]
     # Through the module: a test may shrink the tile.
     rows_per_chunk = route_forward_triton.tokens_per_chunk(num_experts, gate_ED is not None) * rule.num_experts_per_tok
     ends_E = routed.dispatch.ends_E
@@ -192,9 +193,10 @@ def test_nan_rows_take_the_first_experts_and_leave_the_others_alone(sigmoid: boo
     clean = run_kernel(logits_TE, None, rule, bias_E)
     logits_TE[4, 2], logits_TE[9], logits_TE[10] = math.nan, math.nan, -math.inf
     logits_TE[11, 0], logits_TE[11, 1] = math.inf, math.nan
+    logits_TE[12, 5] = math.inf
     routed = run_kernel(logits_TE, None, rule, bias_E)
-    bad = torch.tensor([t in (4, 9, 11) or (t == 10 and not sigmoid) for t in range(20)])
-    others = torch.tensor([t not in (4, 9, 10, 11) for t in range(20)])
+    bad = torch.tensor([t in (4, 9, 11) or (t in (10, 12) and not sigmoid) for t in range(20)])
+    others = torch.tensor([t not in (4, 9, 10, 11, 12) for t in range(20)])
     assert routed.expert_ids_TK[bad].tolist() == [[0, 1, 2]] * int(bad.sum())
     assert torch.equal(routed.weights_TK.isnan().all(dim=-1), bad)
     for clean_rows, rows in zip(clean[:3], routed[:3], strict=True):
@@ -211,16 +213,27 @@ def test_logsumexp_of_rows_that_are_not_finite_is_that_of_torch(value: float) ->
     torch.testing.assert_close(logsumexp_T, logits_TE.logsumexp(dim=-1), equal_nan=True)
 
 
-def test_sigmoid_scores_that_underflow_together_have_finite_weights() -> None:
-    logits_TE = torch.full((2, 6), -200.0)
+@pytest.mark.parametrize("logit", [-200.0, -89.13, -88.44, -87.0])  # six or three scores of about the smallest normal
+def test_sigmoid_scores_that_underflow_together_have_finite_weights(logit: float) -> None:
+    logits_TE = torch.full((2, 6), logit)
     routed = run_kernel(logits_TE, None, RouteRule(3, sigmoid=True, norm_topk_prob=True, probability_sum=True))
-    assert routed.weights_TK.tolist() == [[0.0] * 3] * 2
-    assert routed.probability_sum_E.tolist() == [0.0] * 6
+    score, tiny = math.exp(logit), torch.finfo(torch.float32).tiny
+    torch.testing.assert_close(routed.weights_TK, torch.full((2, 3), score / (3 * score + tiny)), atol=0, rtol=1e-5)
+    probability_E = torch.full((6,), 2 * score / (6 * score + tiny))
+    torch.testing.assert_close(routed.probability_sum_E, probability_E, atol=0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("has_gate", [False, True], ids=["logits", "gate"])
-@pytest.mark.parametrize("num_experts", [1, 3, 16, 60, 64, 128, 256, 300, 1000])
-def test_a_tile_holds_at_most_as_many_logits_as_stay_in_registers(num_experts: int, has_gate: bool) -> None:
-    tile = tokens_per_chunk(num_experts, has_gate)
-    assert tile in (16, 32, 64, 128)
-    assert tile == 16 or tile * num_experts <= 8192
+@pytest.mark.parametrize(
+    ("num_experts", "with_gate", "with_logits"),
+    [(1, 128, 64), (16, 128, 64), (60, 128, 64), (64, 128, 64), (65, 64, 32), (128, 64, 32), (256, 32, 16),
+     (300, 16, 16), (1000, 16, 16)],
+)  # fmt: skip
+def test_tokens_of_a_tile_leave_its_logits_in_registers(num_experts: int, with_gate: int, with_logits: int) -> None:
+    assert (tokens_per_chunk(num_experts, True), tokens_per_chunk(num_experts, False)) == (with_gate, with_logits)
+
+
+@pytest.mark.parametrize(("num_experts", "num_bytes"), [(1, 128), (16, 128), (17, 64), (256, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_columns_that_are_multiplied_at_a_time(dtype: torch.dtype, num_experts: int, num_bytes: int) -> None:
+    x_TD = torch.empty(1, 1, dtype=dtype)
+    assert block_hidden(x_TD, num_experts) * x_TD.element_size() == num_bytes

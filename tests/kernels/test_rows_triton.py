@@ -76,6 +76,13 @@ def test_combines_in_fp32_whatever_the_rows_of_no_expert_hold(
     torch.testing.assert_close(sums_TD.double(), exact_TD, atol=1e-5, rtol=tolerance)
 
 
+def test_rows_wider_than_all_that_a_program_takes() -> None:
+    dispatch, source_TD = dispatch_of(2, 2, 0.0), torch.randn(2, 5000)
+    rows_ND = gather_rows(source_TD, dispatch, 2)
+    assert torch.equal(rows_ND, gathered(source_TD, dispatch, 2))
+    torch.testing.assert_close(combine_rows(rows_ND, dispatch, None, 2), 2 * source_TD)
+
+
 def test_the_same_inputs_give_the_same_bits() -> None:
     dispatch, source_ND, weights_TK = dispatch_of(40, 4, 0.1), torch.randn(160, 70), torch.randn(40, 4)
     first, again = (combine_rows(source_ND, dispatch, weights_TK, 4) for _ in range(2))

@@ -69,6 +69,7 @@ def test_gradients_equal_autograd(
     (weighted_NF * grad_NF).sum().backward()
 
     pre_activation_NG[num_taken:], grad_NF[num_taken:] = math.nan, math.nan
+    weights_TK.view(-1)[order_N[num_taken:]] = math.nan
     ours = swiglu_backward(pre_activation_NG, grad_NF, order_N.int(), weights_TK, ends_of(num_rows, num_taken))
     exact = (pre_leaf_NG.grad, weighted_NF.detach(), weights_leaf_TK.grad)
     for got, want, like in zip(ours, exact, (dtype, dtype, weights_dtype), strict=True):
