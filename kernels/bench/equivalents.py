@@ -88,10 +88,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "sigmoid: logits >= 0 => logits > 0": "at zero both branches are one half",
     },
     "rows_triton": {
-        "gather_rows_kernel: inside & (position < tl.load(last_end_ptr)) => "
-        "position < tl.load(last_end_ptr)": TAKEN_IS_INSIDE,
-        "gather_rows_kernel: tl.load(order_ptr + position, inside, 0) => "
-        "tl.load(order_ptr + position, inside, 1)": PAST_THE_END,
+        "gather_rows_kernel: tl.load(source_ptr + token[:, None].to(tl.int64) * width + column[None, :], stored, 0.0)"
+        " => tl.load(source_ptr + token[:, None].to(tl.int64) * width + column[None, :], stored, 1.0)": PAST_THE_END,
+        "gather_rows_kernel: tl.load(position_ptr + token.to(tl.int64) * K + k, inside, 0) => "
+        "tl.load(position_ptr + token.to(tl.int64) * K + k, inside, 1)": PAST_THE_END,
         "combine_rows_kernel: tl.load(position_ptr + choice, inside, 0) => "
         "tl.load(position_ptr + choice, inside, 1)": PAST_THE_END,
         "combine_rows_kernel: tl.load(weights_ptr + choice, taken, 0.0) => "
@@ -112,6 +112,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "tl.load(pre_activation_ptr + gate_offset + width, taken[:, None] & within, 1.0)": OTHER_FACTOR,
         "swiglu_backward_kernel: tl.load(grad_ptr + offset * width + column, taken[:, None] & within, 0.0) => "
         "tl.load(grad_ptr + offset * width + column, taken[:, None] & within, 1.0)": OTHER_FACTOR,
+    },
+    "zero_groups_triton": {
+        "zero_empty_groups: min(triton.cdiv(size, BLOCK), PROGRAMS_PER_EXPERT) => "
+        "max(triton.cdiv(size, BLOCK), PROGRAMS_PER_EXPERT)": "with more programs some find nothing to do",
     },
 }
 """By file, then by the mutant's name."""

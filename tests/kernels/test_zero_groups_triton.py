@@ -7,6 +7,8 @@ import torch
 
 from pathmoe_kernels.zero_groups_triton import BLOCK, PROGRAMS_PER_EXPERT, zero_empty_groups
 
+pytestmark = pytest.mark.usefixtures("checked_accesses")
+
 ENDS = {
     "none empty": [3, 4, 9, 12],
     "first and last empty": [0, 5, 12, 12],
