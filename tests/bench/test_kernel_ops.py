@@ -2,6 +2,7 @@
 from importlib.util import find_spec
 from typing import Any
 
+import bounds
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +48,28 @@ def test_bytes_are_those_of_every_tensor_that_is_read_or_written(norm_topk_prob:
         "swiglu, backward": nbytes(h_NG, h_NG, a_NF, a_NF, index_N, weights_TK, weights_TK),
         "combine": nbytes(rows_ND, x_TD, index_N, weights_TK),
     }
+
+
+def test_bytes_are_the_roofline_s_but_for_scalars_and_what_ops_keep_to_themselves() -> None:
+    T, D, F, E, K = 4096, 256, 128, 64, 8
+    layer = bounds.Shape(T, E, K, D, F, b=2, tile=128)
+    options = bounds.Options(renormalised=True, logsumexp_gradient=True)
+    dw = bounds.backward(layer)[-2]
+    launches = {
+        "route": [bounds.route_forward(layer), bounds.place_rows(layer, layer.C)],
+        "sort_by_expert": bounds.sort_by_expert(layer, rows_per_chunk=512),
+        "gather": [bounds.gather_rows(layer, "x")],
+        "swiglu": [bounds.swiglu(layer)],
+        "swiglu, backward": [bounds.swiglu_backward(layer)],
+        "combine": [bounds.combine_rows(layer, "y", weighted=True)],
+    }
+    least = least_bytes(layer_shape(T, D, F, E, K, norm_topk_prob=True), itemsize=2)
+    for name, steps in launches.items():
+        assert least[name] == pytest.approx(sum(step.bytes - step.workspace for step in steps), rel=0.01)
+    # The gradient of the logits is written once and read by dW: what dx reads of it again lies in a cache.
+    backward = bounds.route_backward(layer, options)
+    passes = backward.bytes - backward.reads["grad_logits"] + dw.bytes - dw.reads["x"]
+    assert least["route, backward"] == pytest.approx(passes, rel=0.01)
 
 
 def test_flops_are_those_of_three_matrices_for_each_routed_row() -> None:
