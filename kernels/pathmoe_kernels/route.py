@@ -147,7 +147,7 @@ def _route_backward_op(
         else:
             grad_logits_TE, grad_x_TD = route_reference.route_backward(x_TD, gate_ED, *saved, rule)
         if gate_ED is None:
-            return grad_logits_TE.to(x_TD.dtype), x_TD.new_empty(0)
+            return grad_logits_TE.to(x_TD.dtype).contiguous(), x_TD.new_empty(0)
         assert grad_x_TD is not None
         grad_gate_ED = (grad_logits_TE.T @ x_TD.to(grad_logits_TE.dtype)).to(gate_ED.dtype)
         return grad_x_TD, grad_gate_ED
@@ -159,7 +159,8 @@ def _route_backward_fake(
     logsumexp_T: Tensor, grad_weights_TK: Tensor, grad_logsumexp_T: Tensor | None, grad_probability_E: Tensor | None,
     sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(x_TD), x_TD.new_empty(0) if gate_ED is None else torch.empty_like(gate_ED)
+    # Row by row in memory, whatever the strides of the inputs.
+    return x_TD.new_empty(x_TD.shape), x_TD.new_empty(0 if gate_ED is None else gate_ED.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -287,9 +287,12 @@ def test_saves_its_input_and_a_few_numbers_a_routed_row() -> None:
     assert sum(tensor.nbytes for tensor in kept) == 4 * num_tokens * (2 * K + 1)
 
 
+@pytest.mark.parametrize("by_column", [False, True], ids=["by row", "by column"])
 @pytest.mark.parametrize("from_logits", [False, True], ids=["gate", "logits"])
-def test_opcheck(from_logits: bool) -> None:
+def test_opcheck(from_logits: bool, by_column: bool) -> None:
     inputs = inputs_of(from_logits, torch.float32)
+    if by_column:
+        inputs = [tensor.detach().T.contiguous().T.requires_grad_() for tensor in inputs]
     rule = RouteRule(K, sigmoid=from_logits, norm_topk_prob=True, probability_sum=True)
     mask_T = torch.rand(T) < 0.5
     arguments = (*as_arguments(inputs), torch.randn(E), mask_T, *rule)
