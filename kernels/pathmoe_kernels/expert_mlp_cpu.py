@@ -98,7 +98,7 @@ def backward(
     h_CG, grad_h_CG = x_TD.new_empty(most, 2 * width), x_TD.new_empty(most, 2 * width)
     activation_CF, grad_CF = x_TD.new_empty(most, width), x_TD.new_empty(most, width)
     grad_x_ND, grad_weights_N = x_TD.new_empty(len(tokens_N), hidden_size), weights_TK.new_zeros(len(tokens_N))
-    product_CF = x_TD.new_empty(most, width)
+    product_CF = x_TD.new_empty(most, width, dtype=torch.promote_types(x_TD.dtype, torch.float32))
     grad_gate_up_EGD, grad_down_EDF = gate_up_EGD.new_empty(gate_up_EGD.shape), down_EDF.new_empty(down_EDF.shape)
     _zero_without_rows(grad_gate_up_EGD, grad_down_EDF, chunks)
     gate_up_GD, down_DF = gate_up_EGD.unbind(), down_EDF.unbind()
@@ -143,7 +143,7 @@ def _activation_backward(
         weights_C1: [C, 1] routing weights.
         activation_CF: [C, F] to write the activation times its weight to.
         grad_h_CG: [C, 2F] to write the gradient of the pre-activation to.
-        product_CF: [C, F] to write what is used up here to.
+        product_CF: [C, F], fp32 at least, to write what is used up here to.
     """
     (gate_CF, up_CF), (grad_gate_CF, grad_up_CF) = pre_activation_CG.chunk(2, dim=-1), grad_h_CG.chunk(2, dim=-1)
     # An exponential costs as much as several passes, so one is shared: silu(g) = g s and silu'(g) = s + s (g - g s).
@@ -152,8 +152,9 @@ def _activation_backward(
     torch.sub(gate_CF, silu_CF, out=product_CF)
     slope_CF.addcmul_(slope_CF, product_CF)
     torch.mul(silu_CF, up_CF, out=activation_CF)
-    torch.mul(grad_CF, activation_CF, out=product_CF)
-    grad_weights_C = product_CF.sum(dim=-1, dtype=torch.promote_types(grad_CF.dtype, torch.float32))
+    # In half precision a product of two numbers can overflow where the sum of all does not.
+    torch.mul(grad_CF.to(product_CF.dtype), activation_CF, out=product_CF)
+    grad_weights_C = product_CF.sum(dim=-1)
     activation_CF.mul_(weights_C1)
     grad_CF.mul_(weights_C1)
     grad_up_CF.mul_(grad_CF)

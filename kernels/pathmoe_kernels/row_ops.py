@@ -120,7 +120,8 @@ def _combine_rows_backward_op(
 ) -> tuple[Tensor, Tensor]:
     grad_y_ND = _gathered(grad_TD, Dispatch(order_N, position_N, ends_E), weights_TK.shape[1])
     sum_dtype = torch.promote_types(y_ND.dtype, torch.float32)
-    dot_N1 = (grad_y_ND * y_ND).sum(dim=-1, keepdim=True, dtype=sum_dtype)
+    # In half precision a product of two numbers can overflow where the sum of all does not.
+    dot_N1 = (grad_y_ND.to(sum_dtype) * y_ND).sum(dim=-1, keepdim=True)
     # A gradient of zero would not do: what lies in those rows may be NaN.
     clear_rows_of_no_expert(dot_N1, ends_E)
     grad_weights_TK = dot_N1.index_select(0, position_N).view_as(weights_TK).to(weights_TK.dtype)

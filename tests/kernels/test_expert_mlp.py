@@ -334,3 +334,13 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
         inputs, upstream_TD = inputs_of(shape), torch.randn(num_tokens, 8)
         plain = output_and_gradients(routed_mlp, inputs, upstream_TD)
         torch.testing.assert_close(output_and_gradients(compiled, inputs, upstream_TD), plain)
+
+
+def test_the_gradient_of_a_weight_does_not_overflow_on_its_way() -> None:
+    x_TD, down_EDF = torch.ones(1, 1).half(), torch.tensor([[[256.0, -255.0]]]).half()
+    gate_up_EGD = torch.tensor([32.0, 32.0, 16.0, 16.0]).half().view(1, 4, 1)
+    weights_TK = torch.ones(1, 1, requires_grad=True)
+    dispatch = sort_by_expert(torch.zeros(1, 1, dtype=torch.int32), 1)
+    y_TD = expert_mlp(x_TD, weights_TK, gate_up_EGD, down_EDF, dispatch)
+    # An activation of silu(32) * 16 = 512 in both columns, of which one product is 131,072.
+    assert torch.autograd.grad(y_TD, weights_TK, torch.ones_like(y_TD))[0].item() == 512.0

@@ -195,3 +195,11 @@ def test_autocast_gathers_in_its_dtype_and_sums_in_fp32() -> None:
     assert torch.equal(y_TD, exact_TD.to(torch.bfloat16))
     (grad_TD,) = torch.autograd.grad(y_TD.sum(), x_TD)
     assert grad_TD.dtype == torch.float32
+
+
+def test_the_gradient_of_a_weight_does_not_overflow_on_its_way() -> None:
+    y_ND = torch.tensor([[300.0, 300.0]], dtype=torch.float16)
+    weights_TK = torch.ones(1, 1, requires_grad=True)
+    output_TD = combine_rows(y_ND, weights_TK, sort_by_expert(torch.zeros(1, 1, dtype=torch.int32), 1))
+    grad_TD = torch.tensor([[300.0, -299.0]], dtype=torch.float16)
+    assert torch.autograd.grad(output_TD, weights_TK, grad_TD)[0].item() == 300.0
