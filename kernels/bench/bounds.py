@@ -101,11 +101,9 @@ def route_backward(s: Shape, options: Options = PLAIN) -> Step:
     """Gradients of logits and hidden states."""
     grad_logits = s.T * s.E * s.b
     reads = {
-        "x": s.T * s.D * s.b, "gate": s.E * s.D * s.b, "lse": 4 * s.T, "ids": 4 * s.N, "grad_weights": 4 * s.N,
-        "grad_logits": grad_logits,
+        "x": s.T * s.D * s.b, "gate": s.E * s.D * s.b, "lse": 4 * s.T, "ids": 4 * s.N, "weights": 4 * s.N,
+        "grad_weights": 4 * s.N, "grad_logits": grad_logits,
     }  # fmt: skip
-    if options.renormalised:
-        reads |= {"weights": 4 * s.N}
     if options.logsumexp_gradient:
         reads |= {"grad_lse": 4 * s.T}
     if options.probabilities:

@@ -21,14 +21,15 @@ from pathmoe_kernels.zero_groups_triton import zero_empty_groups
 NUM_TOKENS, HIDDEN_SIZE, WIDTH = 256, 512, 256
 EXPERTS, CHOICES = (16, 64, 128, 256), (1, 2, 4, 6, 8)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SCORES = ("softmax", "sigmoid")
 CAPABILITIES = (80, 90, 100)
 
-
+ROUTE = ("num_experts", "num_choices", "dtype", "scores")
 DEPENDS_ON = {
-    "route forward": ("num_experts", "num_choices", "dtype"),
-    "route forward, logits": ("num_experts", "num_choices"),
-    "route backward": ("num_experts", "num_choices", "dtype"),
-    "route backward, logits": ("num_experts", "num_choices"),
+    "route forward": ROUTE,
+    "route forward, logits": ROUTE,
+    "route backward": ROUTE,
+    "route backward, logits": ROUTE,
     "count rows": ("num_experts",),
     "place rows": ("num_experts",),
     "gather rows": ("num_choices", "dtype"),
@@ -48,11 +49,12 @@ class Case:
     num_experts: int | None
     num_choices: int | None
     dtype: str | None
+    scores: str | None
 
     def launch(self) -> object:
-        """Launch it, with all of `route`'s options on."""
+        """Launch it; `route` with a bias, a mask, renormalised weights, a probability sum, and all gradients."""
         experts, choices = self.num_experts or EXPERTS[0], self.num_choices or CHOICES[0]
-        return _launches(experts, choices, DTYPES[self.dtype or "fp32"])[self.name]()
+        return _launches(experts, choices, DTYPES[self.dtype or "fp32"], self.scores == "sigmoid")[self.name]()
 
     def is_corner(self) -> bool:
         """Whether it lies at an end of the grid in experts and in choices."""
@@ -62,21 +64,23 @@ class Case:
 
 def cases() -> list[Case]:
     """Every launch of the grid once."""
-    grid = itertools.product(DEPENDS_ON, EXPERTS, CHOICES, DTYPES)
+    grid = itertools.product(DEPENDS_ON, EXPERTS, CHOICES, DTYPES, SCORES)
     return list(dict.fromkeys(_case(*point) for point in grid))
 
 
-def _case(name: str, num_experts: int, num_choices: int, dtype: str) -> Case:
-    values = {"num_experts": num_experts, "num_choices": num_choices, "dtype": dtype}
+def _case(name: str, num_experts: int, num_choices: int, dtype: str, scores: str) -> Case:
+    values = {"num_experts": num_experts, "num_choices": num_choices, "dtype": dtype, "scores": scores}
     return Case(name, **{key: value if key in DEPENDS_ON[name] else None for key, value in values.items()})
 
 
-def _launches(num_experts: int, num_choices: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+def _launches(
+    num_experts: int, num_choices: int, dtype: torch.dtype, sigmoid: bool
+) -> dict[str, Callable[[], object]]:
     x_TD, gate_ED = (
         torch.empty(NUM_TOKENS, HIDDEN_SIZE, dtype=dtype),
         torch.empty(num_experts, HIDDEN_SIZE, dtype=dtype),
     )
-    logits_TE, vector_E = torch.empty(NUM_TOKENS, num_experts), torch.empty(num_experts)
+    logits_TE, vector_E = torch.empty(NUM_TOKENS, num_experts, dtype=dtype), torch.empty(num_experts)
     mask_T, vector_T = torch.ones(NUM_TOKENS, dtype=torch.bool), torch.empty(NUM_TOKENS)
     weights_TK, ids_TK = torch.empty(NUM_TOKENS, num_choices), torch.empty(NUM_TOKENS, num_choices, dtype=torch.int32)
     num_rows = ids_TK.numel()
@@ -85,7 +89,7 @@ def _launches(num_experts: int, num_choices: int, dtype: torch.dtype) -> dict[st
     order_N = torch.empty(num_rows, dtype=torch.int32)
     dispatch = Dispatch(order_N, order_N, ends_E)
     starts_CE = torch.empty(num_rows // 32, num_experts, dtype=torch.int32)
-    rule = RouteRule(num_choices, norm_topk_prob=True, probability_sum=True)
+    rule = RouteRule(num_choices, sigmoid, norm_topk_prob=True, probability_sum=True)
     grads = (mask_T, ids_TK, weights_TK, vector_T, weights_TK, vector_T, vector_E)
     return {
         "route forward": partial(route_forward, x_TD, gate_ED, vector_E, mask_T, num_experts, rule),

@@ -18,12 +18,12 @@ HEAD = """# What the kernels take
 Registers and stack of a thread (cuobjdump) and shared memory of a block (the compiled kernel's metadata, bytes), for
 sm_80 / sm_90 / sm_100. Written by `make resources`: compiled ahead of time, nothing was run. Stack must be zero, which
 means that no register is spilled, and shared memory at most {limits} bytes.
-`route` has all its options on.
+Widths are multiples of 16 bytes. `route` has a bias, a mask, renormalised weights, a probability sum and all gradients.
 
 Triton {triton}, sources {sources}.
 
-| kernel | tokens a tile | experts | choices | dtype | warps | registers | stack | shared memory |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| kernel | tokens a tile | experts | choices | dtype | scores | warps | registers | stack | shared memory |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -48,7 +48,7 @@ def compile_all(wanted: list[Case]) -> dict[Case, list[Resources]]:
 
 def row(case: Case, taken: list[Resources]) -> str:
     """A line of the table."""
-    grid = [case.name, taken[0].tokens, case.num_experts, case.num_choices, case.dtype, taken[0].warps]
+    grid = [case.name, taken[0].tokens, case.num_experts, case.num_choices, case.dtype, case.scores, taken[0].warps]
     on_each = [" / ".join(str(getattr(one, field)) for one in taken) for field in ("registers", "stack", "shared")]
     return "| " + " | ".join("" if cell is None else str(cell) for cell in [*grid, *on_each]) + " |"
 

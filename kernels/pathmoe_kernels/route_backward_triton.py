@@ -16,12 +16,12 @@ from pathmoe_kernels.route_tiles import TINY, logits_tile, sigmoid
 
 @triton.jit
 def choice_gradient(
-    scores, ids_ptr, weights_ptr, grad_weights_ptr, token, inside, scaling,
+    ids_ptr, weights_ptr, grad_weights_ptr, token, inside, inverse_scaling,
     K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
 ):  # fmt: skip
     """Gradient [BLOCK_T, BLOCK_E] of the scores' logarithms through the weights of the chosen experts.
 
-    A gradient of the scores themselves, over a sum that has underflowed, would overflow.
+    w = c s, or w = c s / S over the chosen: s dL/ds is w dw, or w (dw - <dw, w> / c), without the scores themselves.
     """
     expert = tl.arange(0, BLOCK_E)
     row = token.to(tl.int64) * K
@@ -29,18 +29,14 @@ def choice_gradient(
     if RENORMALISE:
         for k in range(K):
             dot += tl.load(grad_weights_ptr + row + k, inside, 0.0) * tl.load(weights_ptr + row + k, inside, 0.0)
-    grad_weights = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
-    total = tl.zeros([BLOCK_T], dtype=tl.float32)
+        dot *= inverse_scaling
+    grad_log_scores = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.float32)
     for k in range(K):
         hit = expert[None, :] == tl.load(ids_ptr + row + k, inside, -1)[:, None]
-        grad = tl.load(grad_weights_ptr + row + k, inside, 0.0) * scaling - dot
-        grad_weights = tl.where(hit, grad[:, None], grad_weights)
-        if RENORMALISE:
-            total += tl.sum(tl.where(hit, scores, 0.0), axis=1)
-    if RENORMALISE:
-        # w = c s / S over the chosen, so that s dL/ds = (c dw - <dw, w>) s / S.
-        scores = scores / (total + TINY)[:, None]
-    return grad_weights * scores
+        weight = tl.load(weights_ptr + row + k, inside, 0.0)
+        grad = weight * (tl.load(grad_weights_ptr + row + k, inside, 0.0) - dot)
+        grad_log_scores = tl.where(hit, grad[:, None], grad_log_scores)
+    return grad_log_scores
 
 
 @triton.jit
@@ -70,7 +66,7 @@ def hidden_gradient(
 def route_backward_kernel(
     x_ptr, gate_ptr, mask_ptr, ids_ptr, weights_ptr, lse_ptr,
     grad_weights_ptr, grad_lse_ptr, grad_probability_ptr, grad_logits_ptr, grad_x_ptr,
-    num_tokens, hidden_size, scaling,
+    num_tokens, hidden_size, inverse_scaling,
     E: tl.constexpr, K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr, SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr, HAS_GRAD_PROBABILITY: tl.constexpr, FROM_LOGITS: tl.constexpr, UPCAST: tl.constexpr,
@@ -82,10 +78,10 @@ def route_backward_kernel(
     inside = token < num_tokens
     logits = logits_tile(x_ptr, gate_ptr, token, inside, hidden_size, E, BLOCK_T, BLOCK_E, BLOCK_D, FROM_LOGITS, UPCAST)
     lse = tl.load(lse_ptr + token, inside, 0.0)
-    softmax = tl.where(real[None, :], tl.exp(logits - lse[:, None]), 0.0)
-    scores = tl.where(real[None, :], sigmoid(logits), 0.0) if SIGMOID else softmax
+    # Beyond the last expert logits are minus infinity, and both scores zero.
+    scores = sigmoid(logits) if SIGMOID else tl.exp(logits - lse[:, None])
     grad_log_scores = choice_gradient(
-        scores, ids_ptr, weights_ptr, grad_weights_ptr, token, inside, scaling, K, BLOCK_T, BLOCK_E, RENORMALISE
+        ids_ptr, weights_ptr, grad_weights_ptr, token, inside, inverse_scaling, K, BLOCK_T, BLOCK_E, RENORMALISE
     )
     if HAS_GRAD_PROBABILITY:
         grad = tl.load(grad_probability_ptr + expert, real, 0.0)[None, :]
@@ -103,6 +99,7 @@ def route_backward_kernel(
     else:
         grad_logits = grad_log_scores - scores * tl.sum(grad_log_scores, axis=1)[:, None]
     if HAS_GRAD_LSE:
+        softmax = tl.exp(logits - lse[:, None]) if SIGMOID else scores
         grad_logits += softmax * tl.load(grad_lse_ptr + token, inside, 0.0)[:, None]
     cell = token[:, None].to(tl.int64) * E + expert[None, :]
     tl.store(grad_logits_ptr + cell, grad_logits, inside[:, None] & real[None, :])
@@ -131,7 +128,7 @@ def route_backward(
         route_backward_kernel[(num_chunks,)](
             x_TD, gate_ED, None if mask_T is None else mask_T.view(torch.uint8), ids_TK, weights_TK, logsumexp_T,
             grad_weights_TK, grad_logsumexp_T, grad_probability_E, grad_logits_TE, grad_x_TD,
-            x_TD.shape[0], x_TD.shape[1], rule.routed_scaling_factor,
+            x_TD.shape[0], x_TD.shape[1], rule.inverse_scaling,
             E=num_experts, K=rule.num_experts_per_tok, BLOCK_T=block_tokens, BLOCK_E=expert_block(num_experts),
             BLOCK_D=block_hidden(x_TD, num_experts), BLOCK_H=64, SIGMOID=rule.sigmoid, RENORMALISE=rule.norm_topk_prob,
             HAS_MASK=mask_T is not None, HAS_GRAD_LSE=grad_logsumexp_T is not None,

@@ -77,14 +77,13 @@ def route_backward(
     """Gradients of the logits [T, E], fp32 at least, and of x [T, D] (None without a gate)."""
     logits_TE = _logits(x_TD, gate_ED)
     scores_TE = _scores(logits_TE, logsumexp_T, rule)
-    ids_TK = ids_TK.long()
-    grad_chosen_TK, chosen_TK = grad_weights_TK * rule.routed_scaling_factor, scores_TE.gather(-1, ids_TK)
+    grad_chosen_TK = grad_weights_TK
     if rule.norm_topk_prob:
-        # w = c s / S over the chosen, so that s dL/ds = (c dw - <dw, w>) s / S.
-        grad_chosen_TK -= (grad_weights_TK * weights_TK).sum(dim=-1, keepdim=True)
-        chosen_TK /= _total(chosen_TK)
-    # Of the scores' logarithms: a gradient of the scores themselves, over a sum that has underflowed, would overflow.
-    grad_TE = torch.zeros_like(scores_TE).scatter_(-1, ids_TK, grad_chosen_TK * chosen_TK)
+        dot_T1 = (grad_weights_TK * weights_TK).sum(dim=-1, keepdim=True)
+        grad_chosen_TK = grad_weights_TK - dot_T1 * rule.inverse_scaling
+    # Of the scores' logarithms: w = c s, or w = c s / S over the chosen, so that s dL/ds needs no scores. A gradient of
+    # the scores themselves, over a sum that has underflowed, would overflow.
+    grad_TE = torch.zeros_like(scores_TE).scatter_(-1, ids_TK.long(), weights_TK * grad_chosen_TK)
     if grad_probability_E is not None:
         grad_probability_TE = grad_probability_E.expand_as(scores_TE)
         probability_TE = scores_TE

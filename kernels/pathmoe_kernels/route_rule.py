@@ -26,6 +26,11 @@ class RouteRule(NamedTuple):
     uniform: bool = False
     """Token t goes to experts t K, t K + 1, ... modulo E, whatever its logits: perfectly balanced, for benchmarks."""
 
+    @property
+    def inverse_scaling(self) -> float:
+        """Of the factor of every weight; zero for zero, where all weights are."""
+        return 1 / self.routed_scaling_factor if self.routed_scaling_factor else 0.0
+
 
 class Dispatch(NamedTuple):
     """Routed rows in the order of their experts."""

@@ -36,8 +36,8 @@ def least_bytes(shape: LayerShape, itemsize: int) -> dict[str, int]:
     T, D, F, E, K = shape.sizes()
     N, b = T * K, itemsize
     routed = (8 * N + 4 * T) + 12 * N
-    # Ids, and gradients of weights and log-sum-exp with the latter; weights only to undo their renormalisation.
-    given = (12 if shape.config.norm_topk_prob else 8) * N + 8 * T
+    # Ids and weights, log-sum-exp, and the gradients of the latter two.
+    given = 12 * N + 8 * T
     return {
         "route": (T + E) * D * b + routed,
         "route, backward": 2 * (T + E) * D * b + 2 * T * E * b + given,

@@ -22,10 +22,8 @@ def nbytes(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("norm_topk_prob", [True, False])
-def test_bytes_are_those_of_every_tensor_that_is_read_or_written(norm_topk_prob: bool) -> None:
-    shape = layer_shape(*SHAPE.sizes(), norm_topk_prob)
-    T, D, F, E, K = shape.sizes()
+def test_bytes_are_those_of_every_tensor_that_is_read_or_written() -> None:
+    T, D, F, E, K = SHAPE.sizes()
     N = T * K
     x_TD, gate_ED, rows_ND = (torch.empty(sizes, dtype=torch.bfloat16) for sizes in [(T, D), (E, D), (N, D)])
     h_NG, a_NF = (torch.empty(sizes, dtype=torch.bfloat16) for sizes in [(N, 2 * F), (N, F)])
@@ -34,9 +32,9 @@ def test_bytes_are_those_of_every_tensor_that_is_read_or_written(norm_topk_prob:
     grad_logits_TE = logits_TE.bfloat16()
     # The sort reads the ids and writes the order and its inverse.
     routed = nbytes(weights_TK, ids_TK, lse_T) + nbytes(ids_TK, index_N, index_N)
-    # Ids and log-sum-exp of the forward pass, and the gradients of weights and log-sum-exp.
-    given = nbytes(ids_TK, lse_T, weights_TK, lse_T) + norm_topk_prob * nbytes(weights_TK)
-    assert least_bytes(shape, itemsize=2) == {
+    # Ids, weights and log-sum-exp of the forward pass, and the gradients of the latter two.
+    given = nbytes(ids_TK, weights_TK, lse_T) + nbytes(weights_TK, lse_T)
+    assert least_bytes(SHAPE, itemsize=2) == {
         "route": nbytes(x_TD, gate_ED) + routed,
         "route, backward": nbytes(x_TD, gate_ED, x_TD, gate_ED, grad_logits_TE, grad_logits_TE) + given,
         "route_logits": nbytes(logits_TE) + routed,
@@ -53,7 +51,7 @@ def test_bytes_are_those_of_every_tensor_that_is_read_or_written(norm_topk_prob:
 def test_bytes_are_the_roofline_s_but_for_scalars_and_what_ops_keep_to_themselves() -> None:
     T, D, F, E, K = 4096, 256, 128, 64, 8
     layer = bounds.Shape(T, E, K, D, F, b=2, tile=128)
-    options = bounds.Options(renormalised=True, logsumexp_gradient=True)
+    options = bounds.Options(logsumexp_gradient=True)
     dw = bounds.backward(layer)[-2]
     launches = {
         "route": [bounds.route_forward(layer), bounds.place_rows(layer, layer.C)],
@@ -63,7 +61,7 @@ def test_bytes_are_the_roofline_s_but_for_scalars_and_what_ops_keep_to_themselve
         "swiglu, backward": [bounds.swiglu_backward(layer)],
         "combine": [bounds.combine_rows(layer, "y", weighted=True)],
     }
-    least = least_bytes(layer_shape(T, D, F, E, K, norm_topk_prob=True), itemsize=2)
+    least = least_bytes(layer_shape(T, D, F, E, K), itemsize=2)
     for name, steps in launches.items():
         assert least[name] == pytest.approx(sum(step.bytes - step.workspace for step in steps), rel=0.01)
     # The gradient of the logits is written once and read by dW: what dx reads of it again lies in a cache.

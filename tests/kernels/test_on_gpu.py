@@ -1,4 +1,4 @@
-"""Every op on a GPU, against plain PyTorch in fp64 on the CPU.
+"""Routing, sorting and plain SwiGLU experts on a GPU, against plain PyTorch in fp64 on the CPU.
 
 `TRITON_INTERPRET=0 pytest tests/kernels/test_on_gpu.py` runs it, as `make bench-kernels` does before it times anything.
 """
