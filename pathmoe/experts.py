@@ -18,6 +18,7 @@ from transformers.integrations.moe import (
 from pathmoe.config import PathMoEConfig
 from pathmoe.other_experts import is_plain_swiglu, other_experts_forward, refuse_what_no_op_serves
 from pathmoe_kernels import Dispatch, expert_mlp, sort_by_expert
+from pathmoe_kernels.autocast import to_autocast
 
 
 class _Autocast(ExpertsInterface):
@@ -40,20 +41,16 @@ def _under_autocast(
     top_k_weights: Tensor,
     dispatch: Dispatch | None = None,  # theirs sort for themselves
 ) -> Tensor:
-    device_type = hidden_states.device.type
-    if not torch.is_autocast_enabled(device_type):
-        return forward(experts, hidden_states, top_k_index, top_k_weights)
-    dtype = torch.get_autocast_dtype(device_type)
-    output_TD = forward(_CastExperts(experts, dtype), hidden_states.to(dtype), top_k_index, top_k_weights)
+    output_TD = forward(_CastExperts(experts), to_autocast(hidden_states), top_k_index, top_k_weights)
     return output_TD.to(hidden_states.dtype)
 
 
 class _CastExperts:
-    """Experts with their weights in another dtype, as far as an experts implementation looks at them."""
+    """Experts with their weights in the dtype of autocast, as far as an experts implementation looks at them."""
 
-    def __init__(self, experts: "Experts", dtype: torch.dtype) -> None:
+    def __init__(self, experts: "Experts") -> None:
         self.experts = experts
-        self.gate_up_proj, self.down_proj = experts.gate_up_proj.to(dtype), experts.down_proj.to(dtype)
+        self.gate_up_proj, self.down_proj = to_autocast(experts.gate_up_proj), to_autocast(experts.down_proj)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.experts, name)

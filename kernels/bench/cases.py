@@ -73,9 +73,7 @@ def _case(name: str, num_experts: int, num_choices: int, dtype: str, scores: str
     return Case(name, **{key: value if key in DEPENDS_ON[name] else None for key, value in values.items()})
 
 
-def _launches(
-    num_experts: int, num_choices: int, dtype: torch.dtype, sigmoid: bool
-) -> dict[str, Callable[[], object]]:
+def _launches(num_experts: int, num_choices: int, dtype: torch.dtype, sigmoid: bool) -> dict[str, Callable[[], object]]:
     x_TD, gate_ED = (
         torch.empty(NUM_TOKENS, HIDDEN_SIZE, dtype=dtype),
         torch.empty(num_experts, HIDDEN_SIZE, dtype=dtype),

@@ -27,6 +27,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "tl.load(grad_weights_ptr + row + k, inside, 1.0)": PAST_THE_END,
         "choice_gradient: tl.load(weights_ptr + row + k, inside, 0.0) => "
         "tl.load(weights_ptr + row + k, inside, 1.0)": PAST_THE_END,
+        "choice_gradient: tl.load(weights_ptr + row + k, inside, 0.0) => "
+        "tl.load(weights_ptr + row + k, inside, 1.0) (2)": PAST_THE_END,
         "choice_gradient: -1 => 1": PAST_THE_END,
         "choice_gradient: -1 => -2": PAST_THE_END,
         "choice_gradient: tl.load(grad_weights_ptr + row + k, inside, 0.0) => "
@@ -39,8 +41,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "tl.load(gate_ptrs, real[:, None] & within[None, :], 1.0)": OTHER_FACTOR,
         "route_backward_kernel: tl.load(lse_ptr + token, inside, 0.0) => "
         "tl.load(lse_ptr + token, inside, 1.0)": PAST_THE_END,
-        "route_backward_kernel: tl.where(real[None, :], tl.exp(logits - lse[:, None]), 0.0) => "
-        "tl.where(real[None, :], tl.exp(logits - lse[:, None]), 1.0)": OTHER_FACTOR,
         "route_backward_kernel: tl.load(grad_probability_ptr + expert, real, 0.0) => "
         "tl.load(grad_probability_ptr + expert, real, 1.0)": OTHER_FACTOR,
         "route_backward_kernel: inside & (tl.load(mask_ptr + token, inside, 0) != 0) => "

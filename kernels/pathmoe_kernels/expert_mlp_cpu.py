@@ -10,10 +10,10 @@ the call is one chunk long.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pathmoe_kernels.route_rule import Dispatch
+from pathmoe_kernels.rows_reference import combine_rows
 
 NUMBERS_PER_CHUNK = 1 << 18
 """Of the widest buffer: a megabyte in fp32, about a core's second-level cache."""
@@ -53,16 +53,6 @@ def _plan(dispatch: Dispatch, hidden_size: int, width: int) -> tuple[list[Chunk]
     return chunks, max((chunk.rows.stop - chunk.rows.start for chunk in chunks), default=0)
 
 
-def _combine(rows_ND: Tensor, dispatch: Dispatch, weights_TK: Tensor | None, num_choices: int) -> Tensor:
-    """Sum of each token's rows, weighted, in fp32 at least: an embedding bag does it in one threaded pass."""
-    # Rows of no expert hold what the memory held.
-    rows_ND[int(dispatch.ends_E[-1]) :].zero_()
-    dtype = torch.promote_types(rows_ND.dtype, torch.float32)
-    bags_TK = dispatch.position_N.view(-1, num_choices)
-    weights_TK = None if weights_TK is None else weights_TK.to(dtype)
-    return F.embedding_bag(bags_TK, rows_ND.to(dtype), mode="sum", per_sample_weights=weights_TK).to(rows_ND.dtype)
-
-
 def forward(
     x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, dispatch: Dispatch
 ) -> tuple[Tensor, Tensor]:
@@ -82,7 +72,7 @@ def forward(
         torch.ops.aten.silu.out(gate_CF, out=activation_CF[:num_rows]).mul_(up_CF)
         for e, its_rows, in_chunk in experts:
             torch.mm(activation_CF[in_chunk], down_DF[e].T, out=y_ND[its_rows])
-    return _combine(y_ND, dispatch, weights_TK, num_choices), pre_activation_NG
+    return combine_rows(y_ND, dispatch, weights_TK, num_choices), pre_activation_NG
 
 
 def backward(
@@ -119,7 +109,7 @@ def backward(
             torch.mm(grad_y_CD[in_chunk].T, activation_CF[in_chunk], out=grad_down_EDF[e])
             torch.mm(grad_h_CG[in_chunk].T, x_CD[in_chunk], out=grad_gate_up_EGD[e])
             torch.mm(grad_h_CG[in_chunk], gate_up_GD[e], out=grad_x_ND[its_rows])
-    grad_x_TD = _combine(grad_x_ND, dispatch, None, num_choices)
+    grad_x_TD = combine_rows(grad_x_ND, dispatch, None, num_choices)
     grad_weights_TK = grad_weights_N.index_select(0, dispatch.position_N).view_as(weights_TK)
     return grad_x_TD, grad_weights_TK, grad_gate_up_EGD, grad_down_EDF
 

@@ -2,10 +2,9 @@
 
 # Shapes: T tokens, E experts, K experts per token, N = T*K routed rows, D hidden, F expert width, G = 2F.
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from pathmoe_kernels.grouped import padding, rows_by_rows, rows_by_weights
+from pathmoe_kernels.grouped import align, rows_by_rows, rows_by_weights
 from pathmoe_kernels.route_rule import Dispatch
 from pathmoe_kernels.rows_triton import combine_rows, gather_rows
 from pathmoe_kernels.swiglu_triton import swiglu, swiglu_backward
@@ -13,18 +12,8 @@ from pathmoe_kernels.swiglu_triton import swiglu, swiglu_backward
 
 def pad_weights(gate_up_EGD: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor]:
     """Weights with zeros up to the alignment of grouped GEMMs, themselves where they are aligned."""
-    num_experts, hidden_size, width = down_EDF.shape
-    pad_hidden, pad_width = padding(hidden_size, down_EDF.dtype), padding(width, down_EDF.dtype)
-    if pad_hidden or pad_width:
-        halves = gate_up_EGD.reshape(num_experts, 2, width, hidden_size)
-        gate_up_EGD = F.pad(halves, (0, pad_hidden, 0, pad_width)).flatten(1, 2)
-        down_EDF = F.pad(down_EDF, (0, pad_width, 0, pad_hidden))
-    return gate_up_EGD.contiguous(), down_EDF.contiguous()
-
-
-def _pad_columns(x_TD: Tensor, width: int) -> Tensor:
-    # `F.pad` by nothing copies.
-    return F.pad(x_TD, (0, width - x_TD.shape[1])) if width > x_TD.shape[1] else x_TD.contiguous()
+    # Gate and up apart, as each is padded.
+    return align(gate_up_EGD.unflatten(1, (2, -1)), 2).flatten(1, 2), align(down_EDF, 2)
 
 
 def forward(
@@ -33,7 +22,7 @@ def forward(
     """Output [T, D] and pre-activation [N, 2F] (with the padding of F that grouped GEMMs need)."""
     hidden_size = x_TD.shape[1]
     gate_up_EGD, down_EDF = pad_weights(gate_up_EGD, down_EDF)
-    x_ND = gather_rows(_pad_columns(x_TD, down_EDF.shape[1]), dispatch, weights_TK.shape[1])
+    x_ND = gather_rows(align(x_TD, 1), dispatch, weights_TK.shape[1])
     pre_activation_NG = rows_by_weights(x_ND, gate_up_EGD.mT, dispatch.ends_E)
     del x_ND  # gathered again in backward
     activation_NF = swiglu(pre_activation_NG, dispatch.ends_E)
@@ -49,10 +38,10 @@ def backward(
     """Gradients of x, weights, gate_up and down; without a pre-activation it is computed again."""
     (num_experts, hidden_size, width), num_choices = down_EDF.shape, weights_TK.shape[1]
     gate_up_EGD, down_EDF = pad_weights(gate_up_EGD, down_EDF)
-    x_ND = gather_rows(_pad_columns(x_TD, down_EDF.shape[1]), dispatch, num_choices)
+    x_ND = gather_rows(align(x_TD, 1), dispatch, num_choices)
     if pre_activation_NG is None:
         pre_activation_NG = rows_by_weights(x_ND, gate_up_EGD.mT, dispatch.ends_E)
-    grad_y_ND = gather_rows(_pad_columns(grad_TD, down_EDF.shape[1]), dispatch, num_choices)
+    grad_y_ND = gather_rows(align(grad_TD, 1), dispatch, num_choices)
     # The gradient of the unweighted activation: with it, <grad, activation> is that of the routing weight.
     grad_NF = rows_by_weights(grad_y_ND, down_EDF, dispatch.ends_E)
     grad_h_NG, weighted_NF, grad_weights_TK = swiglu_backward(

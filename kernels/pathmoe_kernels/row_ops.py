@@ -5,9 +5,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pathmoe_kernels import rows_reference
 from pathmoe_kernels.autocast import to_autocast
 from pathmoe_kernels.device import runs_triton
 from pathmoe_kernels.route_rule import Dispatch
@@ -50,32 +50,20 @@ def clear_rows_of_no_expert(rows_ND: Tensor, ends_E: Tensor) -> None:
 
 
 def _gathered(x_TD: Tensor, dispatch: Dispatch, num_choices: int) -> Tensor:
-    if runs_triton(x_TD):
-        from pathmoe_kernels.rows_triton import gather_rows
+    if not runs_triton(x_TD):
+        return rows_reference.gather_rows(x_TD, dispatch, num_choices)
+    from pathmoe_kernels import rows_triton
 
-        return gather_rows(x_TD.contiguous(), dispatch, num_choices)
-    rows_ND = x_TD.index_select(0, dispatch.order_N // num_choices)
-    clear_rows_of_no_expert(rows_ND, dispatch.ends_E)
-    return rows_ND
+    return rows_triton.gather_rows(x_TD.contiguous(), dispatch, num_choices)
 
 
 def _combined(y_ND: Tensor, weights_TK: Tensor | None, dispatch: Dispatch, num_choices: int) -> Tensor:
-    if runs_triton(y_ND):
-        from pathmoe_kernels import rows_triton
+    if not runs_triton(y_ND):
+        return rows_reference.combine_rows(y_ND, dispatch, weights_TK, num_choices)
+    from pathmoe_kernels import rows_triton
 
-        weights_TK = None if weights_TK is None else weights_TK.contiguous()
-        return rows_triton.combine_rows(y_ND.contiguous(), dispatch, weights_TK, num_choices)
-    bags_TK, last_end = dispatch.position_N.view(-1, num_choices), int(dispatch.ends_E[-1])
-    padding_idx = None
-    if last_end < y_ND.shape[0]:
-        # Of the rows of no expert an embedding bag can leave out only one.
-        bags_TK, padding_idx = bags_TK.clamp(max=last_end), last_end
-    dtype = torch.promote_types(y_ND.dtype, torch.float32)
-    weights_TK = None if weights_TK is None else weights_TK.to(dtype)
-    sums_TD = F.embedding_bag(
-        bags_TK, y_ND.to(dtype), mode="sum", per_sample_weights=weights_TK, padding_idx=padding_idx
-    )
-    return sums_TD.to(y_ND.dtype)
+    weights_TK = None if weights_TK is None else weights_TK.contiguous()
+    return rows_triton.combine_rows(y_ND.contiguous(), dispatch, weights_TK, num_choices)
 
 
 @torch.library.custom_op("pathmoe::dispatch_rows", mutates_args=())

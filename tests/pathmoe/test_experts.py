@@ -139,3 +139,21 @@ def test_our_experts_give_one_result_whatever_runs_them(dtype: torch.dtype, ids_
     assert results[0][0].dtype == dtype
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "pathmoe", "batched_mm", "grouped_mm"])
+def test_autocast_runs_all_in_its_dtype_whatever_that_of_the_input(implementation: str) -> None:
+    sizes = {"hidden_size": 16, "moe_intermediate_size": 8, "num_experts": 5, "num_experts_per_tok": 2}
+    experts = Experts(pathmoe.PathMoEConfig(**sizes))
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter, std=0.25)
+    experts.config._experts_implementation = implementation
+    half_TD, ids_TK, weights_TK = (
+        torch.randn(9, 16).bfloat16(),
+        torch.rand(9, 5).argsort(dim=-1)[:, :2],
+        torch.rand(9, 2),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        from_fp32, from_half = (experts(x_TD, ids_TK, weights_TK) for x_TD in (half_TD.float(), half_TD))
+    assert (from_fp32.dtype, from_half.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(from_half.float(), from_fp32)
