@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from mutant_runs import Fate
-from mutation import OPERATORS, STATEMENT, Mutant
+from mutation import DROPPED, OPERATORS, STATEMENT, Mutant
 from short_sets import PACKAGE, kernel_files, short_set
 
 REPORT = PACKAGE.parent / "MUTANTS.md"
@@ -121,7 +121,7 @@ def document(sections: list[Section]) -> str:
     total = {name: sum(one.counts[name] for one in sections) for name in COUNTS}
     rows = [_row(one.file, one.counts) for one in sections] + [_row("all", total)]
     operators = {name: " ".join((mutate.__doc__ or "").split()) for name, mutate in OPERATORS.items()}
-    operators[STATEMENT] = "A statement dropped: a call, an update, or a variable that is set once more."
+    operators[STATEMENT] = DROPPED
     head = HEAD.format(
         operators="\n".join(f"| {name} | {bug} |" for name, bug in operators.items()),
         fates=" | ".join(Fate),

@@ -1,7 +1,6 @@
 """`make mutants`: plant bugs in the kernels, one at a time, and write to MUTANTS.md how many the tests catch."""
 
 import sys
-from importlib.util import find_spec
 
 from mutant_testing import check, write_report
 from one_line_parser import OneLineParser
@@ -17,10 +16,7 @@ def main() -> None:
     for file in arguments.files:
         if file not in kernel_files():
             parser.error(f"FILE ({file}) must be one of {', '.join(kernel_files())}")
-    if find_spec("triton") is None:
-        parser.exit(
-            2, "error: triton (not installed) must be, to interpret its kernels; pip install triton, on Linux\n"
-        )
+    parser.need_triton("to interpret its kernels")
     files = arguments.files or list(kernel_files())
     try:
         for line in check(files) if arguments.check else write_report(files):

@@ -163,7 +163,7 @@ OPERATORS: dict[str, Callable[[ast.AST], Iterator[ast.AST]]] = {
     "branch": branches,
 }
 STATEMENT = "statement"
-"""A statement dropped: a call, an update, or a variable that is set once more."""
+DROPPED = "A statement dropped: a call, an update, or a variable that is set once more."
 
 
 def _statements(function: ast.FunctionDef) -> Iterator[ast.stmt]:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.util import find_spec
 
 from one_line_parser import OneLineParser
 
@@ -12,8 +11,7 @@ def main() -> None:
     parser = OneLineParser(prog="python kernels/bench/resources.py", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compile the corners and compare them with the table")
     check = parser.parse_args().check
-    if find_spec("triton") is None:
-        parser.exit(2, "error: triton (not installed) must be, to compile its kernels; pip install triton, on Linux\n")
+    parser.need_triton("to compile its kernels")
     if os.environ.get("TRITON_INTERPRET"):
         parser.exit(2, "error: TRITON_INTERPRET must not be set, or kernels are not compiled; unset it\n")
     # Not before: it takes triton, and compiled kernels.

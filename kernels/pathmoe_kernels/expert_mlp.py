@@ -30,6 +30,7 @@ def expert_mlp(
 
     Saved for backward: x, the pre-activation [N, 2F], the routing and its sorted order. The gradient of a routing
     weight is `<dy down_e, silu(gate) * up>`, so that no [N, D] tensor is kept (SonicMoE, arXiv 2512.14080).
+    Under autocast the weights in its dtype are kept too, which nobody else holds.
 
     Args:
         x_TD: [T, D] floating point, of the weights' dtype unless under autocast.

@@ -1,16 +1,17 @@
 # Shapes: T tokens, E experts, K experts per token, N = T*K routed rows, D hidden, F expert width, G = 2F.
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import bounds
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathmoe.bench.kernel_ops import ceilings, expert_flops, kernel_ops, least_bytes
 from pathmoe.bench.layer import layer_shape
+
+OperatorsOf = Callable[[Callable[[], object]], list[str]]
 
 CPU = torch.device("cpu")
 SHAPE = layer_shape(num_tokens=4, hidden_size=8, width=7, num_experts=3, num_experts_per_tok=2)
@@ -78,28 +79,14 @@ def test_flops_are_those_of_three_matrices_for_each_routed_row() -> None:
     assert expert_flops(SHAPE) == T * counter.get_total_flops()
 
 
-class Counter(TorchDispatchMode):
-    """Operators that ran, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
-        return func(*args, **kwargs or {})
-
-
-def test_the_device_is_measured_by_a_copy_and_a_product() -> None:
+def test_the_device_is_measured_by_a_copy_and_a_product(operators_of: OperatorsOf) -> None:
     works = ceilings(CPU, torch.float32, copied_bytes=40, matmul_size=5)
     assert {name: (work.bound, work.amount) for name, work in works.items()} == {
         "copy": ("copy", 80),
         "matmul": ("matmul", 250),
     }
     for name, operator in (("copy", "aten::copy_"), ("matmul", "aten::mm")):
-        with Counter() as counter:
-            works[name].call()
-        assert counter.names == [operator]
+        assert operators_of(works[name].call) == [operator]
 
 
 @needs_triton
@@ -129,8 +116,6 @@ def test_every_op_is_run_by_its_call() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("name", ["expert_mlp", "expert_mlp, fwd+bwd"])
-def test_only_where_it_is_counted_does_a_call_run_backward(name: str) -> None:
+def test_only_where_it_is_counted_does_a_call_run_backward(operators_of: OperatorsOf, name: str) -> None:
     work = kernel_ops(SHAPE, CPU, torch.float32)[name]
-    with Counter() as counter:
-        work.call()
-    assert ("pathmoe::expert_mlp_backward" in counter.names) == ("bwd" in name)
+    assert ("pathmoe::expert_mlp_backward" in operators_of(work.call)) == ("bwd" in name)

@@ -64,6 +64,7 @@ def test_a_wrong_start_ends_in_one_line(arguments: list[str], interpret: str, li
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_corners_of_the_grid_compile_to_what_the_table_says() -> None:
     checked = run("bench/resources.py", "--check")
     assert checked.returncode == 0, checked.stderr
