@@ -3,7 +3,7 @@
 # Shapes: T tokens, E experts, K experts per token, D hidden, N = T*K routed rows.
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -128,9 +128,9 @@ class _Accesses:
         self.memories: list[_Memory] = []
         self.wrong: list[str] = []
 
-    def start(self, kernel: str, arguments: Iterable[Any]) -> None:
+    def start(self, kernel: str, arguments: dict[str, Any]) -> None:
         self.kernel, self.ordered = kernel, -1
-        self.memories = [_Memory.of(argument) for argument in arguments if isinstance(argument, Tensor)]
+        self.memories = [_Memory.of(argument) for argument in arguments.values() if isinstance(argument, Tensor)]
 
     def checked(self, access: str, builder: Any, addresses: Any, mask: Any) -> Any:
         """The mask without what lies outside of all tensors."""
@@ -155,37 +155,19 @@ class _Accesses:
 
 
 @pytest.fixture
-def checked_accesses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def checked_accesses() -> Iterator[list[str]]:
     """Kernels in the interpreter touch the tensors that they are handed, nothing else, and share without races.
 
     Of two programs that touch the same, one of which stores, the later must have drawn a ticket. Yields what was wrong.
     """
+    if not find_spec("triton"):
+        yield []
+        return
+    from accesses import watched
+
     accesses = _Accesses()
-    if find_spec("triton"):
-        from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
-
-        hand_over = GridExecutor._init_args_hst
-
-        def start(self: Any, *arguments: Any) -> Any:
-            handed, named = hand_over(self, *arguments)
-            accesses.start(self.fn.__name__, [*handed, *named.values()])
-            return handed, named
-
-        def check(access: str, name: str, where_addresses: int, where_mask: int) -> None:
-            make = getattr(InterpreterBuilder, name)
-
-            def checked(self: Any, *arguments: Any) -> Any:
-                addresses, mask = arguments[where_addresses], arguments[where_mask]
-                narrowed = accesses.checked(access, self, addresses, mask)
-                return make(self, *arguments[:where_mask], narrowed, *arguments[where_mask + 1 :])
-
-            monkeypatch.setattr(InterpreterBuilder, name, checked)
-
-        check("load", "create_masked_load", 0, 1)
-        check("store", "create_masked_store", 0, 2)
-        check("update", "create_atomic_rmw", 1, 3)
-        monkeypatch.setattr(GridExecutor, "_init_args_hst", start)
-    yield accesses.wrong
+    with watched(accesses.start, accesses.checked):
+        yield accesses.wrong
     assert not accesses.wrong, accesses.wrong[0]
 
 
