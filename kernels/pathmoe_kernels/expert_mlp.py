@@ -42,9 +42,30 @@ def expert_mlp(
 
     Returns:
         [T, D] in the dtype of the GEMMs.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or x of another dtype than the weights.
     """
     x_TD, gate_up_EGD, down_EDF = to_autocast(x_TD), to_autocast(gate_up_EGD), to_autocast(down_EDF)
+    _check(x_TD, weights_TK, gate_up_EGD, down_EDF, dispatch)
     return _expert_mlp_op(x_TD, weights_TK, gate_up_EGD, down_EDF, *dispatch, recompute)[0]
+
+
+def _check(x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, dispatch: Dispatch) -> None:
+    (num_experts, hidden_size, width), num_tokens = down_EDF.shape, x_TD.shape[0]
+    expected = {
+        "x_TD": (x_TD, (num_tokens, hidden_size)),
+        "weights_TK": (weights_TK, (num_tokens, weights_TK.shape[-1])),
+        "gate_up_EGD": (gate_up_EGD, (num_experts, 2 * width, hidden_size)),
+        "dispatch.order_N": (dispatch.order_N, (weights_TK.numel(),)),
+        "dispatch.ends_E": (dispatch.ends_E, (num_experts,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} ({list(tensor.shape)}) must be {list(shape)}, as the other shapes have it")
+    if {x_TD.dtype, gate_up_EGD.dtype} != {down_EDF.dtype}:
+        dtypes = f"{x_TD.dtype}, {gate_up_EGD.dtype}, {down_EDF.dtype}"
+        raise ValueError(f"x_TD, gate_up_EGD and down_EDF ({dtypes}) must be of one dtype; cast them")
 
 
 def _implementation(tensor: Tensor) -> Any:

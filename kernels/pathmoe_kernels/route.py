@@ -41,7 +41,8 @@ def route(
             routed.
 
     Raises:
-        ValueError: K above E, or more than 2^31 - 1 routed rows.
+        ValueError: K above E or below 1, more than 2^31 - 1 routed rows, a mask that is not bool [T], or a bias that is
+            not [E].
     """
     if x_TD.dtype != gate_ED.dtype:
         dtype = torch.promote_types(x_TD.dtype, gate_ED.dtype)
@@ -60,13 +61,21 @@ def _route(
     x_TD: Tensor, gate_ED: Tensor | None, rule: RouteRule, bias_E: Tensor | None, mask_T: Tensor | None
 ) -> Routed:
     num_experts = x_TD.shape[1] if gate_ED is None else gate_ED.shape[0]
+    num_tokens = x_TD.shape[0]
     if rule.num_experts_per_tok > num_experts:
         raise ValueError(
             f"num_experts_per_tok ({rule.num_experts_per_tok}) must be at most the number of experts ({num_experts}); "
             "lower it"
         )
-    if x_TD.shape[0] * rule.num_experts_per_tok > MAX_ROWS:
-        raise ValueError(f"tokens ({x_TD.shape[0]}) times num_experts_per_tok must be below 2^31; split the batch")
+    if rule.num_experts_per_tok < 1:
+        raise ValueError(f"num_experts_per_tok ({rule.num_experts_per_tok}) must be at least 1; raise it")
+    if num_tokens * rule.num_experts_per_tok > MAX_ROWS:
+        raise ValueError(f"tokens ({num_tokens}) times num_experts_per_tok must be below 2^31; split the batch")
+    if mask_T is not None and (mask_T.dtype != torch.bool or mask_T.shape != (num_tokens,)):
+        found = f"{mask_T.dtype} {list(mask_T.shape)}"
+        raise ValueError(f"token_mask_T ({found}) must be torch.bool [{num_tokens}]; flatten it, and compare with 0")
+    if bias_E is not None and bias_E.shape != (num_experts,):
+        raise ValueError(f"selection_bias_E ({list(bias_E.shape)}) must be [{num_experts}], one for each expert")
     weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, *dispatch = _route_op(
         x_TD, gate_ED, bias_E, mask_T, *rule
     )

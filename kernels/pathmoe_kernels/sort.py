@@ -26,6 +26,9 @@ def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Dispatch:
     """
     if expert_ids_TK.numel() > MAX_ROWS:
         raise ValueError(f"expert_ids ({expert_ids_TK.numel()} rows) must be fewer than 2^31; split the batch")
+    if expert_ids_TK.dtype not in (torch.int32, torch.int64):
+        # E itself, which marks what has no expert, may not fit.
+        expert_ids_TK = expert_ids_TK.int()
     return Dispatch(*_sort_op(expert_ids_TK, num_experts))
 
 

@@ -43,6 +43,15 @@ def test_every_row_lies_once_in_the_slice_of_its_expert(case: tuple[Tensor, int]
         assert tokens == sorted(set(tokens))  # in order, each once
 
 
+@pytest.mark.parametrize(("dtype", "num_experts"), [(torch.uint8, 256), (torch.int8, 200), (torch.int16, 40_000)])
+def test_ids_may_be_of_a_type_that_just_holds_them(dtype: torch.dtype, num_experts: int) -> None:
+    ids_TK = torch.tensor([[100, 3], [0, 100]])
+    for got, want in zip(
+        sort_by_expert(ids_TK.to(dtype), num_experts), sort_by_expert(ids_TK, num_experts), strict=True
+    ):
+        assert torch.equal(got, want)
+
+
 def test_all_tokens_on_the_last_expert_leave_the_others_empty() -> None:
     order_N, position_N, ends_E = sort_by_expert(torch.full((5, 1), 3), 4)
     assert order_N.tolist() == position_N.tolist() == [0, 1, 2, 3, 4]
