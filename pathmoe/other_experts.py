@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import _default_apply_gate
+from transformers.integrations.moe import use_experts_implementation
 
 from pathmoe_kernels import Dispatch, combine_rows, dispatch_rows, grouped_linear
 
@@ -29,7 +29,8 @@ def is_plain_swiglu(experts: Any) -> bool:
 
 
 def _has_own_gate(experts: Any) -> bool:
-    return type(experts)._apply_gate is not _default_apply_gate
+    # The decorator gives classes without a gate of their own one from where it is defined itself.
+    return type(experts)._apply_gate.__module__ != use_experts_implementation.__module__
 
 
 def refuse_what_no_op_serves(experts: Any) -> None:

@@ -185,12 +185,12 @@ def backward(s: Shape, options: Options = PLAIN) -> list[Step]:
     """The launches from the gradient of y to those of x and of the weights, in order."""
     tokens, logits, gate = s.T * s.D * s.b, s.T * s.E * s.b, s.E * s.D * s.b
     return [
-        gather_rows(s, "x"),
         gather_rows(s, "dy"),
         rows_by_weights(s, "d activation", s.D, s.F),
         swiglu_backward(s),
         rows_by_rows(s, "d down", s.D, s.F),
         zero_empty_groups(s, "d down", s.D * s.F),
+        gather_rows(s, "x"),
         rows_by_rows(s, "d gate_up", s.G, s.D),
         zero_empty_groups(s, "d gate_up", s.G * s.D),
         rows_by_weights(s, "dx", s.G, s.D),

@@ -54,7 +54,7 @@ def _launch(shape: Shape, options: Options) -> Tensor:
     dispatch = Dispatch(*place_rows(ids_N, chunk_starts_CE, ends_E, shape.tile * K), ends_E)
     _, pre_activation_NG = expert_mlp_triton.forward(x_TD, routed.weights_TK, *weights, dispatch)
     _, grad_weights_TK, *_ = expert_mlp_triton.backward(
-        grad_TD, x_TD, routed.weights_TK, *weights, dispatch, pre_activation_NG
+        grad_TD, x_TD, routed.weights_TK, *weights, dispatch, pre_activation_NG, wants_experts=True
     )
     grads = (
         grad_weights_TK,

@@ -17,16 +17,7 @@ def choose_experts(ranking_TE: Tensor, num_experts_per_tok: int) -> Tensor:
 
     Returns:
         [T, K] int64, distinct within a row, also where the row holds NaN.
-
-    Raises:
-        ValueError: K above E.
     """
-    num_experts = ranking_TE.shape[-1]
-    if num_experts_per_tok > num_experts:
-        raise ValueError(
-            f"num_experts_per_tok ({num_experts_per_tok}) must be at most the number of experts ({num_experts}); "
-            "lower it"
-        )
     # Minus infinity marks what is taken, so it can't also be a rank.
     lowest = torch.finfo(ranking_TE.dtype).min
     remaining_TE = ranking_TE.detach().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=lowest)

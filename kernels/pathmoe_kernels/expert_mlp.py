@@ -5,12 +5,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pathmoe_kernels import expert_mlp_cpu
 from pathmoe_kernels.autocast import to_autocast
-from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.device import device_op, runs_triton
 from pathmoe_kernels.route_rule import Dispatch
 
 
@@ -76,7 +75,7 @@ def _implementation(tensor: Tensor) -> Any:
     return expert_mlp_triton
 
 
-@torch.library.custom_op("pathmoe::expert_mlp", mutates_args=())
+@device_op("pathmoe::expert_mlp")
 def _expert_mlp_op(
     x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, order_N: Tensor, position_N: Tensor,
     ends_E: Tensor, recompute: bool,
@@ -101,23 +100,26 @@ def _expert_mlp_fake(
     return x_TD.new_empty(x_TD.shape), x_TD.new_empty(shape)
 
 
-@torch.library.custom_op("pathmoe::expert_mlp_backward", mutates_args=())
+@device_op("pathmoe::expert_mlp_backward")
 def _expert_mlp_backward_op(
     grad_TD: Tensor, x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, order_N: Tensor,
-    position_N: Tensor, ends_E: Tensor, pre_activation_NG: Tensor | None,
+    position_N: Tensor, ends_E: Tensor, pre_activation_NG: Tensor | None, wants_experts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dispatch = Dispatch(order_N, position_N, ends_E)
-    return _implementation(x_TD).backward(grad_TD, x_TD, weights_TK, gate_up_EGD, down_EDF, dispatch, pre_activation_NG)
+    return _implementation(x_TD).backward(
+        grad_TD, x_TD, weights_TK, gate_up_EGD, down_EDF, dispatch, pre_activation_NG, wants_experts
+    )
 
 
 @_expert_mlp_backward_op.register_fake
 def _expert_mlp_backward_fake(
     grad_TD: Tensor, x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, order_N: Tensor,
-    position_N: Tensor, ends_E: Tensor, pre_activation_NG: Tensor | None,
+    position_N: Tensor, ends_E: Tensor, pre_activation_NG: Tensor | None, wants_experts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    like = (x_TD, weights_TK, gate_up_EGD, down_EDF)
-    grad_x, grad_weights, grad_gate_up, grad_down = (tensor.new_empty(tensor.shape) for tensor in like)
-    return grad_x, grad_weights, grad_gate_up, grad_down
+    grad_x, grad_weights = x_TD.new_empty(x_TD.shape), weights_TK.new_empty(weights_TK.shape)
+    if not wants_experts:
+        return grad_x, grad_weights, gate_up_EGD.new_empty(0), down_EDF.new_empty(0)
+    return grad_x, grad_weights, gate_up_EGD.new_empty(gate_up_EGD.shape), down_EDF.new_empty(down_EDF.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -130,7 +132,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_TD: Tensor | None, _grad_pre_activation: None) -> tuple[Tensor | None, ...]:
     if grad_TD is None:
         return (None,) * 8
-    return (*_expert_mlp_backward_op(grad_TD.contiguous(), *ctx.saved_tensors), None, None, None, None)
+    wants_experts = any(ctx.needs_input_grad[2:4])
+    grad_x_TD, grad_weights_TK, *grad_experts = _expert_mlp_backward_op(
+        grad_TD.contiguous(), *ctx.saved_tensors, wants_experts
+    )
+    return grad_x_TD, grad_weights_TK, *(grad_experts if wants_experts else (None, None)), None, None, None, None
 
 
 _expert_mlp_op.register_autograd(_backward, setup_context=_setup_context)

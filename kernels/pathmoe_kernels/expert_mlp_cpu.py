@@ -77,9 +77,12 @@ def forward(
 
 def backward(
     grad_TD: Tensor, x_TD: Tensor, weights_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor, dispatch: Dispatch,
-    pre_activation_NG: Tensor | None,
+    pre_activation_NG: Tensor | None, wants_experts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, weights, gate_up and down; without a pre-activation it is computed again."""
+    """Gradients of x, weights, gate_up and down, the last two empty unless wanted.
+
+    Without a pre-activation it is computed again.
+    """
     (_, hidden_size, width), num_choices = down_EDF.shape, weights_TK.shape[1]
     chunks, most = _plan(dispatch, hidden_size, width)
     tokens_N = dispatch.order_N // num_choices
@@ -89,8 +92,10 @@ def backward(
     activation_CF, grad_CF = x_TD.new_empty(most, width), x_TD.new_empty(most, width)
     grad_x_ND, grad_weights_N = x_TD.new_empty(len(tokens_N), hidden_size), weights_TK.new_zeros(len(tokens_N))
     product_CF = x_TD.new_empty(most, width, dtype=torch.promote_types(x_TD.dtype, torch.float32))
-    grad_gate_up_EGD, grad_down_EDF = gate_up_EGD.new_empty(gate_up_EGD.shape), down_EDF.new_empty(down_EDF.shape)
-    _zero_without_rows(grad_gate_up_EGD, grad_down_EDF, chunks)
+    grad_gate_up_EGD, grad_down_EDF = gate_up_EGD.new_empty(0), down_EDF.new_empty(0)
+    if wants_experts:
+        grad_gate_up_EGD, grad_down_EDF = gate_up_EGD.new_empty(gate_up_EGD.shape), down_EDF.new_empty(down_EDF.shape)
+        _zero_without_rows(grad_gate_up_EGD, grad_down_EDF, chunks)
     gate_up_GD, down_DF = gate_up_EGD.unbind(), down_EDF.unbind()
     for rows, experts in chunks:
         num_rows = rows.stop - rows.start
@@ -106,8 +111,9 @@ def backward(
             activation_CF[:num_rows], grad_h_CG[:num_rows], product_CF[:num_rows],
         )  # fmt: skip
         for e, its_rows, in_chunk in experts:
-            torch.mm(grad_y_CD[in_chunk].T, activation_CF[in_chunk], out=grad_down_EDF[e])
-            torch.mm(grad_h_CG[in_chunk].T, x_CD[in_chunk], out=grad_gate_up_EGD[e])
+            if wants_experts:
+                torch.mm(grad_y_CD[in_chunk].T, activation_CF[in_chunk], out=grad_down_EDF[e])
+                torch.mm(grad_h_CG[in_chunk].T, x_CD[in_chunk], out=grad_gate_up_EGD[e])
             torch.mm(grad_h_CG[in_chunk], gate_up_GD[e], out=grad_x_ND[its_rows])
     grad_x_TD = combine_rows(grad_x_ND, dispatch, None, num_choices)
     grad_weights_TK = grad_weights_N.index_select(0, dispatch.position_N).view_as(weights_TK)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pathmoe_kernels.autocast import to_autocast
-from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.device import device_op, runs_triton
 from pathmoe_kernels.grouped import ALIGNMENT, align, rows_by_rows, rows_by_weights
 from pathmoe_kernels.row_ops import clear_rows_of_no_expert
 
@@ -38,7 +38,7 @@ def _rows_of_experts(ends_E: Tensor) -> Iterator[slice]:
     return (slice(start, end) for start, end in pairwise([0, *ends_E.tolist()]))
 
 
-@torch.library.custom_op("pathmoe::grouped_linear", mutates_args=())
+@device_op("pathmoe::grouped_linear")
 def _grouped_linear_op(
     rows_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, ends_E: Tensor, transposed: bool
 ) -> Tensor:
@@ -79,7 +79,7 @@ def _grouped_linear_fake(
     return rows_NI.new_empty(rows_NI.shape[0], weight_EOI.shape[2 if transposed else 1])
 
 
-@torch.library.custom_op("pathmoe::grouped_outer", mutates_args=())
+@device_op("pathmoe::grouped_outer")
 def _grouped_outer_op(left_NO: Tensor, right_NI: Tensor, ends_E: Tensor) -> Tensor:
     """Each expert's left rows, transposed, times its right rows: [E, O, I]."""
     outer, inner = left_NO.shape[1], right_NI.shape[1]
@@ -96,7 +96,7 @@ def _grouped_outer_fake(left_NO: Tensor, right_NI: Tensor, ends_E: Tensor) -> Te
     return left_NO.new_empty(ends_E.shape[0], left_NO.shape[1], right_NI.shape[1])
 
 
-@torch.library.custom_op("pathmoe::grouped_sum", mutates_args=())
+@device_op("pathmoe::grouped_sum")
 def _grouped_sum_op(rows_NO: Tensor, ends_E: Tensor) -> Tensor:
     """Sum of each expert's rows: [E, O]."""
     if runs_triton(rows_NO):

@@ -30,8 +30,11 @@ def num_persistent_programs(num_chunks: int, device: torch.device) -> int:
 def ticket(device: torch.device) -> Tensor:
     """A zero that the programs of one launch count in, and that its last program sets back to zero.
 
-    One for each stream: launches on one stream follow each other.
+    One for each stream: launches on one stream follow each other. A launch that a CUDA graph captures has one of its
+    own, in the graph's memory: graphs may be replayed on several streams.
     """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)
     return _ticket(device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
 
 

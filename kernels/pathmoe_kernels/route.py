@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pathmoe_kernels import route_reference
-from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.device import device_op, runs_triton
 from pathmoe_kernels.route_rule import MAX_ROWS, Dispatch, Routed, RouteRule
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -41,7 +41,7 @@ def route(
             routed.
 
     Raises:
-        ValueError: K above E or below 1, more than 2^31 - 1 routed rows, a mask that is not bool [T], or a bias that is
+        ValueError: K above E or below 1, more than 2^26 routed rows, a mask that is not bool [T], or a bias that is
             not [E].
     """
     if x_TD.dtype != gate_ED.dtype:
@@ -70,7 +70,7 @@ def _route(
     if rule.num_experts_per_tok < 1:
         raise ValueError(f"num_experts_per_tok ({rule.num_experts_per_tok}) must be at least 1; raise it")
     if num_tokens * rule.num_experts_per_tok > MAX_ROWS:
-        raise ValueError(f"tokens ({num_tokens}) times num_experts_per_tok must be below 2^31; split the batch")
+        raise ValueError(f"tokens ({num_tokens}) times num_experts_per_tok must be at most 2^26; split the batch")
     if mask_T is not None and (mask_T.dtype != torch.bool or mask_T.shape != (num_tokens,)):
         found = f"{mask_T.dtype} {list(mask_T.shape)}"
         raise ValueError(f"token_mask_T ({found}) must be torch.bool [{num_tokens}]; flatten it, and compare with 0")
@@ -92,7 +92,7 @@ def _outputs(routed: Routed) -> Outputs:
     return weights_TK, ids_TK, logsumexp_T, load_E, probability_sum_E, order_N, position_N, ends_E
 
 
-@torch.library.custom_op("pathmoe::route", mutates_args=())
+@device_op("pathmoe::route")
 def _route_op(
     x_TD: Tensor, gate_ED: Tensor | None, bias_E: Tensor | None, mask_T: Tensor | None, num_experts_per_tok: int,
     sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, probability_sum: bool, uniform: bool,
@@ -138,11 +138,11 @@ def _route_fake(
     )
 
 
-@torch.library.custom_op("pathmoe::route_backward", mutates_args=())
+@device_op("pathmoe::route_backward")
 def _route_backward_op(
     x_TD: Tensor, gate_ED: Tensor | None, mask_T: Tensor | None, ids_TK: Tensor, weights_TK: Tensor,
     logsumexp_T: Tensor, grad_weights_TK: Tensor, grad_logsumexp_T: Tensor | None, grad_probability_E: Tensor | None,
-    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float,
+    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, wants_gate: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     rule = RouteRule(ids_TK.shape[1], sigmoid, norm_topk_prob, routed_scaling_factor)
     saved = (_rows(mask_T), ids_TK, weights_TK, logsumexp_T, grad_weights_TK, grad_logsumexp_T, grad_probability_E)
@@ -158,6 +158,8 @@ def _route_backward_op(
         if gate_ED is None:
             return grad_logits_TE.to(x_TD.dtype).contiguous(), x_TD.new_empty(0)
         assert grad_x_TD is not None
+        if not wants_gate:
+            return grad_x_TD, gate_ED.new_empty(0)
         grad_gate_ED = (grad_logits_TE.T @ x_TD.to(grad_logits_TE.dtype)).to(gate_ED.dtype)
         return grad_x_TD, grad_gate_ED
 
@@ -166,10 +168,11 @@ def _route_backward_op(
 def _route_backward_fake(
     x_TD: Tensor, gate_ED: Tensor | None, mask_T: Tensor | None, ids_TK: Tensor, weights_TK: Tensor,
     logsumexp_T: Tensor, grad_weights_TK: Tensor, grad_logsumexp_T: Tensor | None, grad_probability_E: Tensor | None,
-    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float,
+    sigmoid: bool, norm_topk_prob: bool, routed_scaling_factor: float, wants_gate: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # Row by row in memory, whatever the strides of the inputs.
-    return x_TD.new_empty(x_TD.shape), x_TD.new_empty(0 if gate_ED is None else gate_ED.shape)
+    grad_x_TD = x_TD.new_empty(x_TD.shape)
+    return grad_x_TD, x_TD.new_empty(0 if gate_ED is None or not wants_gate else gate_ED.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -189,14 +192,15 @@ def _backward(
         grad_probability_E = None
     grads = [grad_weights_TK, grad_logsumexp_T, grad_probability_E]
     grad_x = grad_gate = None
+    wants_gate = ctx.needs_input_grad[1]
     if any(grad is not None for grad in grads):
         grads = [_rows(grad) for grad in grads]
         if grads[0] is None:
             grads[0] = torch.zeros_like(weights_TK)
         grad_x, grad_gate = _route_backward_op(
-            x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T, *grads, *ctx.formula
+            x_TD, gate_ED, mask_T, ids_TK, weights_TK, logsumexp_T, *grads, *ctx.formula, wants_gate
         )
-    return grad_x, None if gate_ED is None else grad_gate, *[None] * 8
+    return grad_x, grad_gate if wants_gate else None, *[None] * 8
 
 
 _route_op.register_autograd(_backward, setup_context=_setup_context)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-MAX_ROWS = 2**31 - 1
-"""Routed rows that 32-bit positions can number."""
+MAX_ROWS = 2**26
+"""Routed rows of one call: the kernels' 32-bit offsets then reach each expert's count of each chunk of 16 tokens."""
 
 
 class RouteRule(NamedTuple):

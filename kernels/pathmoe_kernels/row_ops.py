@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pathmoe_kernels import rows_reference
 from pathmoe_kernels.autocast import to_autocast
-from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.device import device_op, runs_triton
 from pathmoe_kernels.route_rule import Dispatch
 
 
@@ -66,7 +66,7 @@ def _combined(y_ND: Tensor, weights_TK: Tensor | None, dispatch: Dispatch, num_c
     return rows_triton.combine_rows(y_ND.contiguous(), dispatch, weights_TK, num_choices)
 
 
-@torch.library.custom_op("pathmoe::dispatch_rows", mutates_args=())
+@device_op("pathmoe::dispatch_rows")
 def _dispatch_rows_op(x_TD: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int) -> Tensor:
     return _gathered(x_TD, Dispatch(order_N, position_N, ends_E), num_choices)
 
@@ -88,7 +88,7 @@ def _dispatch_rows_backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, .
 _dispatch_rows_op.register_autograd(_dispatch_rows_backward, setup_context=_save_dispatch)
 
 
-@torch.library.custom_op("pathmoe::combine_rows", mutates_args=())
+@device_op("pathmoe::combine_rows")
 def _combine_rows_op(
     y_ND: Tensor, weights_TK: Tensor | None, order_N: Tensor, position_N: Tensor, ends_E: Tensor, num_choices: int
 ) -> Tensor:
@@ -102,7 +102,7 @@ def _combine_rows_fake(
     return y_ND.new_empty(y_ND.shape[0] // num_choices, y_ND.shape[1])
 
 
-@torch.library.custom_op("pathmoe::combine_rows_backward", mutates_args=())
+@device_op("pathmoe::combine_rows_backward")
 def _combine_rows_backward_op(
     grad_TD: Tensor, y_ND: Tensor, weights_TK: Tensor, order_N: Tensor, position_N: Tensor, ends_E: Tensor
 ) -> tuple[Tensor, Tensor]:

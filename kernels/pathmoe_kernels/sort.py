@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from pathmoe_kernels.device import runs_triton
+from pathmoe_kernels.device import device_op, runs_triton
 from pathmoe_kernels.route_rule import MAX_ROWS, Dispatch
 from pathmoe_kernels.sort_reference import sort_reference
 
@@ -22,17 +22,17 @@ def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Dispatch:
         num_experts: E.
 
     Raises:
-        ValueError: more than 2^31 - 1 rows.
+        ValueError: more than 2^26 rows.
     """
     if expert_ids_TK.numel() > MAX_ROWS:
-        raise ValueError(f"expert_ids ({expert_ids_TK.numel()} rows) must be fewer than 2^31; split the batch")
+        raise ValueError(f"expert_ids ({expert_ids_TK.numel()} rows) must be at most 2^26; split the batch")
     if expert_ids_TK.dtype not in (torch.int32, torch.int64):
         # E itself, which marks what has no expert, may not fit.
         expert_ids_TK = expert_ids_TK.int()
     return Dispatch(*_sort_op(expert_ids_TK, num_experts))
 
 
-@torch.library.custom_op("pathmoe::sort_by_expert", mutates_args=())
+@device_op("pathmoe::sort_by_expert")
 def _sort_op(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     if not runs_triton(expert_ids_TK):
         order_N, position_N, ends_E = sort_reference(expert_ids_TK, num_experts)

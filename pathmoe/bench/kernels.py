@@ -164,7 +164,9 @@ def main() -> None:
     root = config_folder().parent
     run_tests(root, ("kernels", "pathmoe/test_experts.py", "pathmoe/test_moe.py"), ("-m", "not slow"))
     # Without the interpreter, which the tests ask for unless told otherwise.
-    run_tests(root, ("kernels/test_on_gpu.py",), environment={"TRITON_INTERPRET": "0"})
+    run_tests(
+        root, ("kernels/test_on_gpu.py", "kernels/test_on_gpu_launches.py"), environment={"TRITON_INTERPRET": "0"}
+    )
     with one_line_for_too_little_memory(options.tokens):
         setting = Setting(torch.device("cuda"), torch.bfloat16, options.rounds, cuda_timer())
         results = results_of(kernel_shapes(options.tokens), setting)

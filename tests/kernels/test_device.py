@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pathmoe_kernels import (
     Dispatch,
@@ -90,6 +91,47 @@ def test_a_layer_is_the_same_with_kernels(
     (plain, plain_integers), (ours, our_integers) = layer(*arguments), with_kernels(layer, *arguments)
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
     assert [tensor.tolist() for tensor in our_integers] == [tensor.tolist() for tensor in plain_integers]
+
+
+class NumbersReturned(TorchDispatchMode):
+    """Of each output of each op of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if func.namespace == "pathmoe":
+            self.of[func.__name__.removesuffix(".default")] = [output.numel() for output in outputs]
+        return outputs
+
+
+def layer_gradients(inputs: list[Tensor], frozen: set[int]) -> tuple[list[Tensor | None], dict[str, list[int]]]:
+    """Gradients of x, gate, gate_up and down after backward, and the numbers that the ops returned."""
+    x_TD, gate_ED, gate_up_EGD, down_EDF = (
+        tensor.clone().requires_grad_(i not in frozen) for i, tensor in enumerate(inputs)
+    )
+    with NumbersReturned() as numbers:
+        routed = route(x_TD, gate_ED, RouteRule(K))
+        y_TD = expert_mlp(x_TD, routed.weights_TK, gate_up_EGD, down_EDF, routed.dispatch)
+        (y_TD.square().sum() + routed.logsumexp_T.sum()).backward()
+    return [leaf.grad for leaf in (x_TD, gate_ED, gate_up_EGD, down_EDF)], numbers.of
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
+@pytest.mark.parametrize("frozen", [{1}, {2, 3}, {1, 2, 3}, {3}], ids=str)
+def test_frozen_weights_cost_nothing_and_change_nothing(
+    poisoned_memory: None, with_kernels: Callable[..., Any], frozen: set[int], kernels: bool
+) -> None:
+    inputs = [torch.randn(shape) for shape in [(T, D), (E, D), (E, 2 * F, D), (E, D, F)]]
+    run = with_kernels if kernels else lambda function, *arguments: function(*arguments)
+    (all_gradients, _), (gradients, numbers) = run(layer_gradients, inputs, set()), run(layer_gradients, inputs, frozen)
+    for i, (got, want) in enumerate(zip(gradients, all_gradients, strict=True)):
+        assert got is None if i in frozen else torch.equal(got, want), i
+    assert numbers["route_backward"] == [T * D, 0 if 1 in frozen else E * D]
+    experts = [0, 0] if {2, 3} <= frozen else [2 * E * F * D, E * D * F]
+    assert numbers["expert_mlp_backward"] == [T * D, T * K, *experts]
 
 
 def test_strided_ids_are_sorted_the_same_with_kernels(with_kernels: Callable[..., Any]) -> None:

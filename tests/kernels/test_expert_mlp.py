@@ -318,7 +318,8 @@ def test_opcheck(shape: Shape, recompute: bool) -> None:
         _, pre_activation_NG = torch.ops.pathmoe.expert_mlp(*arguments, recompute)
     detached = [argument.detach() for argument in arguments]
     backward_arguments = (torch.randn(shape.T, shape.D), *detached, None if recompute else pre_activation_NG)
-    torch.library.opcheck(torch.ops.pathmoe.expert_mlp_backward.default, backward_arguments)
+    for wants_experts in (False, True):
+        torch.library.opcheck(torch.ops.pathmoe.expert_mlp_backward.default, (*backward_arguments, wants_experts))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own

@@ -77,7 +77,7 @@ def exact(inputs: Inputs, ids_TK: Tensor, grad_TD: Tensor) -> list[Tensor]:
 def run(inputs: Inputs, dispatch: Dispatch, grad_TD: Tensor, recompute: bool = False) -> list[Tensor]:
     output_TD, pre_activation_NG = expert_mlp_triton.forward(*inputs, dispatch)
     kept = None if recompute else pre_activation_NG
-    return [output_TD, *expert_mlp_triton.backward(grad_TD, *inputs, dispatch, kept)]
+    return [output_TD, *expert_mlp_triton.backward(grad_TD, *inputs, dispatch, kept, wants_experts=True)]
 
 
 def assert_exact(inputs: Inputs, ids_TK: Tensor, recompute: bool = False) -> None:
@@ -122,6 +122,19 @@ def test_rows_of_no_expert_add_nothing(share_of_none: float, recompute: bool) ->
 def test_all_tokens_on_one_expert(expert: int) -> None:
     shape = Shape(T=12, K=1, E=7, D=8, F=8)
     assert_exact(inputs_of(shape), torch.full((12, 1), expert))
+
+
+def test_gradients_of_experts_that_are_not_wanted_are_empty() -> None:
+    shape = SHAPES["aligned"]
+    inputs, grad_TD = inputs_of(shape), torch.randn(shape.T, shape.D)
+    dispatch = sort_by_expert(distinct_ids(shape), shape.E)
+    _, pre_activation_NG = expert_mlp_triton.forward(*inputs, dispatch)
+    wanted, unwanted = (
+        expert_mlp_triton.backward(grad_TD, *inputs, dispatch, pre_activation_NG, wants_experts)
+        for wants_experts in (True, False)
+    )
+    assert all(torch.equal(one, two) for one, two in zip(wanted[:2], unwanted[:2], strict=True))
+    assert [gradient.numel() for gradient in unwanted[2:]] == [0, 0]
 
 
 def test_strided_inputs() -> None:
