@@ -5,7 +5,7 @@ tokens while the frequent ones stay (at the default sizes about 5 M distinct pat
 neighbouring layers choose the same index more often than chance.
 """
 
-# Shapes: N tokens, L MoE layers, K experts per token, E experts, F frequent paths, O orders of the experts below the first.
+# Shapes: N tokens, L MoE layers, K experts per token, F frequent paths, O orders of the experts after the first.
 
 from __future__ import annotations
 

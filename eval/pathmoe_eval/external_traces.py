@@ -1,11 +1,11 @@
 """Chunks from routing that others recorded: vLLM and SGLang with --enable-return-routed-experts, or plain arrays.
 
-Both engines return expert ids without weights, and neither promises an order of a token's experts: fused kernels of
-softmax routers sort by score, grouped top-k need not. Without weights `[..., 0]` is therefore the expert that the engine
-names first, which is the top-1 choice only where its kernel sorts. Write `is_sorted_by_weight=False` into the header of
-such a trace, and rely on metrics of sets of experts. Ids are those of routed experts; shared ones are not among them.
+Both engines return expert ids without weights, and neither promises an order of a token's experts. Without weights
+`[..., 0]` is therefore the expert that the engine names first, which is the top-1 choice only where its kernel sorts by
+score. Write `is_sorted_by_weight=False` into the header of such a trace, and rely on metrics of sets of experts. Ids
+are those of routed experts; shared ones are not among them.
 
-The last token that an engine samples is never an input of the model, so it has no routing, and is left out here.
+The last token that an engine samples was not an input of the model yet, so it has no routing, and is left out here.
 """
 
 # Shapes: N tokens, L MoE layers, K experts per token, E experts.
@@ -44,10 +44,13 @@ def from_arrays(
         logits_NLE: floats [tokens, MoE layers, experts].
 
     Raises:
-        ValueError: arrays that do not fit one another, a negative id (padding), or an expert twice in a token and layer
-            (what engines show where they recorded nothing, such as the zeros of a dense layer).
+        ValueError: no tokens, arrays that do not fit one another, a negative id (padding), or an expert twice in a
+            token and layer, which is what engines show where they recorded nothing, such as the zeros of a dense layer
+            (with one expert per token that can't be told from a choice).
     """
     expert_ids_NLK, token_ids_N = np.asarray(expert_ids_NLK), np.asarray(token_ids_N)
+    if expert_ids_NLK.size == 0:
+        raise ValueError(f"expert_ids_NLK ({list(expert_ids_NLK.shape)}) must not be empty; leave the sequence out")
     chunk = RoutingChunk(
         expert_ids_NLK=expert_ids_NLK,
         token_ids_N=token_ids_N,
@@ -79,15 +82,14 @@ def from_vllm(
 ) -> RoutingChunk:
     """One completion of vLLM, as a sequence of its prompt and what it generated but for the last token.
 
-    Read in vLLM's sources and documentation of July to September 2026 (0.22 to 0.30, and 0.21 where it differs):
+    Read in vLLM's documentation of 0.21.0 and 0.22.1 and in its sources up to commits 09155aec and 0a0b7380:
 
-    - `CompletionOutput.routed_experts` is an array [prompt + generated - 1 - prompt_start, layers, experts per token] of
-      uint8 (uint16 above 256 experts); /v1/completions, /v1/chat/completions and /inference/v1/generate give the same
-      as `choices[i].routed_experts`, base64 of a .npy file. It is None where the flag is off or the request was aborted.
+    - `CompletionOutput.routed_experts` is an array [prompt + generated - 1 - prompt_start, num_hidden_layers, experts
+      per token] of uint8 (uint16 above 256 experts), dense layers being zeros. /v1/completions, /v1/chat/completions
+      and /inference/v1/generate give the same as `choices[i].routed_experts`, base64 of a .npy file. It is None where
+      the flag is off or the request was aborted.
     - 0.21 parts it into `prompt_routed_experts` of the request and `routed_experts` of each choice, int16 arrays or
-      nested lists, with -1 where the prefix cache answered.
-    - Layers are all of the decoder (`num_hidden_layers`), dense ones as zeros, or only those with experts, by version
-      and model.
+      nested lists of MoE layers only, with -1 where the prefix cache answered.
 
     Args:
         routed_experts: base64 text, an array, or nested lists.
@@ -120,10 +122,10 @@ def from_sglang(
 ) -> RoutingChunk:
     """One response of SGLang, as a sequence of its prompt and what it generated but for the last token.
 
-    Read in SGLang's sources of September 2026 (0.5.16 and later): `meta_info["routed_experts"]` of /generate, and
-    `choices[i].sgl_ext.routed_experts` of the OpenAI endpoints, is base64 of the bare numbers [prompt + generated - 1 -
-    start_len, num_hidden_layers, num_experts_per_tok], row-major, int32 unless `meta_info["routed_experts_dtype"]` says
-    otherwise. Dense layers are there, as zeros.
+    Read in SGLang's sources up to commits 0564b521 and a6463a10: `meta_info["routed_experts"]` of /generate, and
+    `sgl_ext.routed_experts` of the OpenAI endpoints, is base64 of the bare numbers [prompt + generated - 1 - start_len,
+    num_hidden_layers, num_experts_per_tok], row-major, int32 unless `meta_info["routed_experts_dtype"]` says otherwise.
+    Dense layers are there, as zeros.
 
     Args:
         routed_experts: the base64 text.
@@ -143,8 +145,8 @@ def from_sglang(
     bytes_per_token = num_hidden_layers * num_experts_per_tok * np.dtype(dtype).itemsize
     if bytes_per_token < 1 or len(raw) % bytes_per_token:
         raise ValueError(
-            f"routed_experts ({len(raw)} bytes) must hold num_hidden_layers ({num_hidden_layers}) x num_experts_per_tok "
-            f"({num_experts_per_tok}) x {dtype} a token; take both from the model's configuration"
+            f"routed_experts ({len(raw)} bytes) must hold num_hidden_layers ({num_hidden_layers}) x "
+            f"num_experts_per_tok ({num_experts_per_tok}) x {dtype} a token; take them from the model and the response"
         )
     rows_NLK = np.frombuffer(raw, dtype=dtype).reshape(-1, num_hidden_layers, num_experts_per_tok)
     return _from_rows(rows_NLK, token_ids, start_len, moe_layers)
@@ -162,8 +164,8 @@ def _from_rows(
         )
     if num_skipped < 0 or len(rows_NLK) != num_rows:
         raise ValueError(
-            f"routed_experts ({len(rows_NLK)} rows) must have one for each of the {num_rows} tokens of the prompt and the "
-            f"output, but for the first {num_skipped} and the last; pass the ids of both and the start of the request"
+            f"routed_experts ({len(rows_NLK)} rows) must have one for each of the {num_rows} tokens of the prompt and "
+            f"the output, but for the first {num_skipped} and the last; pass the ids of both and the request's start"
         )
     num_layers = rows_NLK.shape[1]
     if moe_layers is not None:
@@ -179,13 +181,11 @@ def _from_rows(
 
 def _check_recorded(expert_ids_NLK: NDArray[np.integer]) -> None:
     """Raise ValueError where ids can't be a router's choice: a negative one, or one expert twice."""
-    if expert_ids_NLK.size == 0:
-        raise ValueError(f"expert_ids_NLK ({list(expert_ids_NLK.shape)}) must not be empty; leave the sequence out")
     if (lowest := int(expert_ids_NLK.min())) < 0:
         token, layer, _ = np.argwhere(expert_ids_NLK == lowest)[0].tolist()
         raise ValueError(
-            f"expert_ids_NLK ({lowest}, token {token}, layer {layer}) must be at least 0; leave out padding, and tokens "
-            "that a prefix cache answered"
+            f"expert_ids_NLK ({lowest}, token {token}, layer {layer}) must be at least 0; leave out padding, "
+            "and tokens that a prefix cache answered"
         )
     sorted_NLK = np.sort(expert_ids_NLK, axis=-1)
     is_double_NL = np.any(sorted_NLK[..., 1:] == sorted_NLK[..., :-1], axis=-1)
