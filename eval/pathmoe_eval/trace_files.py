@@ -29,8 +29,8 @@ def open_arrow(file: Path, num_bytes: int, schema: pa.Schema) -> pa.RecordBatchF
         raise ValueError(f"{file} ({found} bytes) must have the {num_bytes} bytes of {INDEX_FILE}; {RECORD_AGAIN}")
     with arrow_errors(file):
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
-    if not reader.schema.equals(schema):
         columns, expected = (", ".join(f"{item.name} {item.type}" for item in each) for each in (reader.schema, schema))
+    if not reader.schema.equals(schema):
         raise ValueError(f"{file} ({columns}) must hold {expected}, by {INDEX_FILE}; {RECORD_AGAIN}")
     return reader
 
@@ -72,6 +72,6 @@ def arrow_errors(file: Path) -> Iterator[None]:
     """Turn what Arrow says about a file that it can't read into one line."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file} ({reason}) must be a whole Arrow file; {RECORD_AGAIN}") from error
