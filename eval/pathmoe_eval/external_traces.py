@@ -8,7 +8,7 @@ are those of routed experts; shared ones are not among them.
 The last token that an engine samples was not an input of the model yet, so it has no routing, and is left out here.
 """
 
-# Shapes: N tokens, L MoE layers, K experts per token, E experts.
+# Shapes: N tokens, L MoE layers, K experts per token, E experts, S sequences.
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ a sequence, both in the Arrow IPC file format. `TraceWriter` writes one.
 from __future__ import annotations
 
 import copy
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class RoutingTrace:
         self.header: TraceHeader = index.header
         self._index = index
         self._columns = token_columns(index.header)
-        self._tokens = open_arrow(folder / TOKENS_FILE, index.tokens_bytes, tokens_schema(index.header))
+        self._tokens, self._mapped = open_arrow(folder / TOKENS_FILE, index.tokens_bytes, tokens_schema(index.header))
         num_batches = -(-index.num_tokens // index.tokens_per_batch)
         if self._tokens.num_record_batches != num_batches:
             raise ValueError(
@@ -133,6 +134,8 @@ class RoutingTrace:
                 chunk = self._chunk(arrays, first, start, min(start + max_tokens, stop))
                 if chunk is not None:
                     yield chunk
+            # So that what was read does not count as this process's memory; who looks at it again reads it again.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def _sequences_between(self, start: int, stop: int) -> slice:
         """Rows of the sequences with tokens in [start, stop)."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,8 @@ from pathmoe_eval.trace_header import INDEX_FILE, SEQUENCES_FILE, SEQUENCES_SCHE
 RECORD_AGAIN = "it was cut short or changed, so copy or record the trace again"
 
 
-def open_arrow(file: Path, num_bytes: int, schema: pa.Schema) -> pa.RecordBatchFileReader:
-    """Map an Arrow IPC file into memory.
+def open_arrow(file: Path, num_bytes: int, schema: pa.Schema) -> tuple[pa.RecordBatchFileReader, mmap.mmap]:
+    """Map an Arrow IPC file into memory; its reader, and the map that the reader's arrays point into.
 
     Raises:
         ValueError: it is not there, has other than `num_bytes` bytes, is no such file, or has another schema.
@@ -27,12 +28,15 @@ def open_arrow(file: Path, num_bytes: int, schema: pa.Schema) -> pa.RecordBatchF
     found = file.stat().st_size if file.is_file() else 0
     if found != num_bytes:
         raise ValueError(f"{file} ({found} bytes) must have the {num_bytes} bytes of {INDEX_FILE}; {RECORD_AGAIN}")
+    with file.open("rb") as source:
+        # Arrow's own map would do, but can't be told to let go of pages.
+        mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
     with arrow_errors(file):
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
         columns, expected = (", ".join(f"{item.name} {item.type}" for item in each) for each in (reader.schema, schema))
     if not reader.schema.equals(schema):
         raise ValueError(f"{file} ({columns}) must hold {expected}, by {INDEX_FILE}; {RECORD_AGAIN}")
-    return reader
+    return reader, mapped
 
 
 def read_sequences(folder: Path, index: TraceIndex) -> pa.Table:
@@ -43,7 +47,7 @@ def read_sequences(folder: Path, index: TraceIndex) -> pa.Table:
             `index.num_tokens`.
     """
     file = folder / SEQUENCES_FILE
-    reader = open_arrow(file, index.sequences_bytes, SEQUENCES_SCHEMA)
+    reader, _ = open_arrow(file, index.sequences_bytes, SEQUENCES_SCHEMA)
     with arrow_errors(file):
         sequences = reader.read_all()
         sequences.validate(full=True)

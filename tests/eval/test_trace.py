@@ -210,6 +210,26 @@ def test_chunks_are_read_only_views_of_the_file(tmp_path):
     assert pa.total_allocated_bytes() - before < 1_000_000
 
 
+def resident_file_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_what_was_read_does_not_stay_resident_and_is_there_when_looked_at_again(tmp_path):
+    write_large(tmp_path / "trace", 800_000)
+    before, most, first = resident_file_bytes(), 0, None
+    for chunk in open_trace(tmp_path / "trace").chunks():
+        first = first or (chunk, {name: getattr(chunk, name).copy() for name in ARRAYS})
+        for name in ARRAYS:
+            getattr(chunk, name).max()
+        most = max(most, resident_file_bytes())
+    assert (tmp_path / "trace" / "tokens.arrow").stat().st_size > 100_000_000
+    assert most - before < 20_000_000
+    chunk, copies = first
+    assert all(np.array_equal(getattr(chunk, name), copies[name]) for name in ARRAYS)
+
+
 def test_writing_takes_no_more_memory_for_more_tokens(tmp_path):
     peaks = []
     for num_tokens in (200_000, 800_000):
