@@ -1,4 +1,4 @@
-"""Exact counts of (path, class) pairs, where a path may be a whole one, a part of one, a single expert or a token id."""
+"""Exact counts of (path, class) pairs; a path may be a whole one, a part of one, a single expert or a token id."""
 
 # Shapes: N tokens, L layers of the path, J distinct pairs, P paths, W 64-bit words that hold one pair, C classes.
 
@@ -114,7 +114,7 @@ class JointCounts:
         return JointTable(starts_P=starts_P, class_ids_J=class_ids_J, counts_J=self._counts_J)
 
     def most_frequent(self, num_paths: int) -> FrequentPaths:
-        """The paths with the most tokens, at most `num_paths`; of equally frequent ones the first in the order of paths.
+        """The paths with the most tokens, at most `num_paths`; of equally frequent ones the first in order.
 
         Raises:
             ValueError: num_paths is below 1.

@@ -63,7 +63,9 @@ def against_permutations(
 
     observed = statistics(table.counts_J, int(np.maximum.reduceat(table.counts_J, table.starts_P).sum()))
     permuted = [statistics(*_permuted_counts(sizes_P, sizes_C, rng)) for _ in range(num_permutations)]
-    information, purity = (_compare(value, null) for value, null in zip(observed, zip(*permuted), strict=True))
+    information, purity = (
+        _compare(value, null) for value, null in zip(observed, zip(*permuted, strict=True), strict=True)
+    )
     return information, purity
 
 
@@ -90,7 +92,7 @@ def _sum_x_log_x(counts_J: NDArray[np.int64]) -> float:
 def _permuted_counts(
     sizes_P: NDArray[np.int64], sizes_C: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], int]:
-    """Counts of the pairs after one permutation, without those of paths of one token, and the sum of each path's largest.
+    """Counts of pairs after one permutation, but those of paths of one token, and the sum of each path's largest.
 
     sizes_P and sizes_C descend. A path of one token has one pair of one token, whatever the permutation.
     """

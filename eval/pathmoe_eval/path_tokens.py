@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pathmoe_eval.context_sample import NO_TOKEN, sample_contexts, token_contexts
 from pathmoe_eval.joint_counts import FrequentPaths, checked_class_ids
 from pathmoe_eval.paths import select_paths
-
-_Context = tuple[int, int, int]
-_NO_TOKEN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class PathTokenCounts:
         num_paths = len(frequent.paths_PL)
         self._tokens_P: list[Counter[int]] = [Counter() for _ in range(num_paths)]
         self._classes_P: list[Counter[int]] = [Counter() for _ in range(num_paths)]
-        self._contexts_P: list[set[_Context]] = [set() for _ in range(num_paths)]
+        self._contexts_P = [np.empty((0, 3), dtype=np.int64) for _ in range(num_paths)]
 
     def update(
         self,
@@ -104,7 +102,7 @@ class PathTokenCounts:
             starts_S1: integers [sequences + 1], where sequences begin, and the number of tokens; None: one sequence.
 
         Raises:
-            ValueError: wrong shape or dtype.
+            ValueError: wrong shape or dtype, or starts that do not cut the tokens into sequences.
         """
         path_ids_NL = select_paths(path_ids_NL)
         num_tokens, num_layers = path_ids_NL.shape
@@ -113,20 +111,16 @@ class PathTokenCounts:
                 f"path_ids ({num_layers} layers) must have the {self._frequent.paths_PL.shape[1]} layers of the paths; "
                 "pass the layers that were counted"
             )
-        token_ids_N = np.asarray(token_ids_N)
-        if token_ids_N.dtype.kind not in "iu" or token_ids_N.shape != (num_tokens,):
-            found = f"{token_ids_N.dtype} {list(token_ids_N.shape)}"
-            raise ValueError(f"token_ids ({found}) must be integers [{num_tokens}]; pass one for each token")
-        token_ids_N = token_ids_N.astype(np.int64)
+        contexts_N3 = token_contexts(token_ids_N, starts_S1)
+        if len(contexts_N3) != num_tokens:
+            raise ValueError(f"token_ids ({len(contexts_N3)}) must be {num_tokens}; pass one for each token")
         if class_ids_N is not None:
             class_ids_N = checked_class_ids(class_ids_N, num_tokens)
-        before_N, after_N = _neighbours(token_ids_N, starts_S1)
         for path, rows_M in enumerate(_rows_of_paths(path_ids_NL, self._frequent.paths_PL)):
-            _add_counts(self._tokens_P[path], token_ids_N[rows_M])
+            self._add_contexts(path, contexts_N3[rows_M])
+            _add_counts(self._tokens_P[path], contexts_N3[rows_M, 1])
             if class_ids_N is not None:
                 _add_counts(self._classes_P[path], class_ids_N[rows_M])
-            contexts_M3 = np.stack([before_N[rows_M], token_ids_N[rows_M], after_N[rows_M]], axis=1)
-            self._add_contexts(path, contexts_M3)
 
     def merge(self, other: PathTokenCounts) -> None:
         """Add everything that `other`, of the same paths, has collected; `other` keeps it.
@@ -139,7 +133,7 @@ class PathTokenCounts:
         for path in range(len(self._tokens_P)):
             self._tokens_P[path].update(other._tokens_P[path])
             self._classes_P[path].update(other._classes_P[path])
-            self._add_contexts(path, np.array(sorted(other._contexts_P[path]), dtype=np.int64).reshape(-1, 3))
+            self._add_contexts(path, other._contexts_P[path])
 
     def result(
         self, text_of_token: Callable[[int], str], class_names: Sequence[str] = (), *, num_tokens: int = 10
@@ -168,7 +162,7 @@ class PathTokenCounts:
             )
 
         def text(token_id: int) -> str:
-            return "" if token_id == _NO_TOKEN else visible(text_of_token(token_id))
+            return "" if token_id == NO_TOKEN else visible(text_of_token(token_id))
 
         return PathTokens(
             path=tuple(frequent.paths_PL[path].tolist()),
@@ -185,13 +179,13 @@ class PathTokenCounts:
             ),
             contexts=tuple(
                 Context(before=text(before), token=text(token), after=text(after))
-                for before, token, after in _sample(self._contexts_P[path], self._num_contexts)
+                for before, token, after in self._contexts_P[path].tolist()
             ),
         )
 
     def _add_contexts(self, path: int, contexts_M3: NDArray[np.int64]) -> None:
-        found = self._contexts_P[path] | set(map(tuple, _lowest_hashes(contexts_M3, self._num_contexts).tolist()))
-        self._contexts_P[path] = set(_sample(found, self._num_contexts))
+        candidates_M3 = np.concatenate([self._contexts_P[path], contexts_M3])
+        self._contexts_P[path] = sample_contexts(candidates_M3, self._num_contexts)
 
 
 def visible(text: str) -> str:
@@ -211,22 +205,6 @@ def _add_counts(counter: Counter[int], ids_M: NDArray[np.integer]) -> None:
     counter.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
 
 
-def _neighbours(
-    token_ids_N: NDArray[np.int64], starts_S1: NDArray[np.integer] | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The token before and after each, `_NO_TOKEN` where its sequence has none."""
-    num_tokens = len(token_ids_N)
-    starts_S1 = np.array([0, num_tokens]) if starts_S1 is None else np.asarray(starts_S1)
-    if starts_S1[0] != 0 or starts_S1[-1] != num_tokens or np.any(np.diff(starts_S1.astype(np.int64)) < 0):
-        raise ValueError(f"starts ({starts_S1[0]} to {starts_S1[-1]}) must rise from 0 to {num_tokens}; correct them")
-    padded = np.concatenate([[_NO_TOKEN], token_ids_N, [_NO_TOKEN]])
-    before_N, after_N = padded[:-2].copy(), padded[2:].copy()
-    starts = starts_S1[:-1][np.diff(starts_S1) > 0]
-    before_N[starts] = _NO_TOKEN
-    after_N[starts[1:] - 1] = _NO_TOKEN
-    return before_N, after_N
-
-
 def _rows_of_paths(path_ids_NL: NDArray[np.integer], paths_PL: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Rows that hold each of the paths.
 
@@ -240,31 +218,9 @@ def _rows_of_paths(path_ids_NL: NDArray[np.integer], paths_PL: NDArray[np.int64]
         experts = path_ids_NL[rows, layer].astype(np.int64)
         child = node_of_row * num_experts + experts
         place = np.minimum(np.searchsorted(nodes, child), len(nodes) - 1)
-        follows = (nodes[place] == child) & (experts < num_experts)
+        follows = (nodes[place] == child) & (experts >= 0) & (experts < num_experts)
         rows, node_of_row, node_of_P = rows[follows], place[follows], next_of_P
     order = np.argsort(node_of_row, kind="stable")
     starts_P = np.searchsorted(node_of_row[order], node_of_P)
     stops_P = np.searchsorted(node_of_row[order], node_of_P, side="right")
     return [rows[order[start:stop]] for start, stop in zip(starts_P, stops_P, strict=True)]
-
-
-def _hashes(contexts_M3: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """64 bits for each row that look random (the finaliser of SplitMix64, once for each column)."""
-    hashes_M = np.zeros(len(contexts_M3), dtype=np.uint64)
-    for column_M in contexts_M3.T:
-        hashes_M += column_M.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        hashes_M = (hashes_M ^ (hashes_M >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        hashes_M = (hashes_M ^ (hashes_M >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        hashes_M ^= hashes_M >> np.uint64(31)
-    return hashes_M
-
-
-def _lowest_hashes(contexts_M3: NDArray[np.int64], num_contexts: int) -> NDArray[np.int64]:
-    """The distinct contexts with the lowest hashes: a sample that is the same in whatever order they come."""
-    _, first = np.unique(_hashes(contexts_M3), return_index=True)
-    return contexts_M3[first[:num_contexts]]
-
-
-def _sample(contexts: set[_Context], num_contexts: int) -> list[_Context]:
-    contexts_M3 = np.array(sorted(contexts), dtype=np.int64).reshape(-1, 3)
-    return [(before, token, after) for before, token, after in _lowest_hashes(contexts_M3, num_contexts).tolist()]

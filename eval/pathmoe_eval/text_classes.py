@@ -25,18 +25,17 @@ TEXT_CLASSES = (
 )
 """The classes, those that win a tie first: a blank before a word or a comma does not decide."""
 
-FUNCTION_WORDS = frozenset(
-    """
-    a an the this that these those some any no every each all both either neither
-    i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
-    who whom whose which what myself yourself himself herself itself ourselves themselves
-    and or but nor so yet if then than because although though while when where as until unless since whether
-    of in on at by for with from to into onto upon over under about after before between through during against
-    without within along across behind beyond near off out up down
-    is am are was were be been being do does did have has had having
-    will would shall should can could may might must not
-    """.split()
-)
+_FUNCTION_WORDS = """
+a an the this that these those some any no every each all both either neither
+i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
+who whom whose which what myself yourself himself herself itself ourselves themselves
+and or but nor so yet if then than because although though while when where as until unless since whether
+of in on at by for with from to into onto upon over under about after before between through during against
+without within along across behind beyond near off out up down
+is am are was were be been being do does did have has had having
+will would shall should can could may might must not
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """English function words: a list of ours, of determiners, pronouns, conjunctions, prepositions and auxiliaries."""
 
 _ID = {name: class_id for class_id, name in enumerate(TEXT_CLASSES)}

@@ -1,4 +1,4 @@
-"""A class for each token that a model was given: taggers by name, documents tagged, and their classes beside routing."""
+"""A class for each token that a model is given: taggers by name, tagged documents, their classes beside routing."""
 
 # Shapes: N tokens, L MoE layers, K experts per token.
 

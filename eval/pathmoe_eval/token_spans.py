@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from pathmoe.data.tokenizer import encode
 
+_BLANK = re.compile(r"\s")
 _TOKENS_AT_ONCE = 1 << 16
 _MOST_TOKENS_OF_A_CHARACTER = 16
 
@@ -17,8 +20,9 @@ _MOST_TOKENS_OF_A_CHARACTER = 16
 def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], NDArray[np.int64]]:
     """Token ids of a text, as `pathmoe.data.tokenizer.encode` gives them, and the characters that each stands for.
 
-    The spans [start, end) tile the text: they begin at 0, end at its length, and leave nothing out; what the tokenizer
-    drops (blanks, as a rule) goes to the next token, at the end to the last. A character that is split over several
+    The spans [start, end) tile the text: they begin at 0, end at its length, and leave nothing out. What the tokenizer
+    drops goes to the token before up to the first blank (a mark that it composes with its letter), from there on to the
+    next; before the first token and after the last there is but one. A character that is split over several
     tokens, as byte-level BPE does it, is in the span of each, so that neighbours share it. A token that stands for
     nothing has an empty span.
 
@@ -42,7 +46,7 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     else:
         ids = encode(tokenizer, [text])[0]
         offsets = _offsets_by_decoding(tokenizer, ids, text)
-    return ids, _tiled(np.array(offsets, dtype=np.int64).reshape(-1, 2), len(text))
+    return ids, _tiled(np.array(offsets, dtype=np.int64).reshape(-1, 2), text)
 
 
 def majority_class(class_of_character_M: NDArray[np.integer], spans_N2: NDArray[np.int64], num_classes: int) -> NDArray:
@@ -68,13 +72,16 @@ def majority_class(class_of_character_M: NDArray[np.integer], spans_N2: NDArray[
     return classes_N
 
 
-def _tiled(offsets_N2: NDArray[np.int64], num_characters: int) -> NDArray[np.int64]:
+def _tiled(offsets_N2: NDArray[np.int64], text: str) -> NDArray[np.int64]:
     """Offsets with the gaps between them closed."""
     if len(offsets_N2) == 0:
         return offsets_N2
     starts_N, ends_N = offsets_N2.T
     ends_N = np.maximum.accumulate(ends_N)
-    ends_N[-1] = num_characters
+    for token in (np.flatnonzero(starts_N[1:] > ends_N[:-1]) + 1).tolist():
+        gap = text[ends_N[token - 1] : starts_N[token]]
+        ends_N[token - 1] += len(gap) if not (blank := _BLANK.search(gap)) else blank.start()
+    ends_N[-1] = len(text)
     last_end_N = np.concatenate([[0], ends_N[:-1]])
     return np.stack([np.minimum(starts_N, last_end_N), ends_N], axis=1)
 
@@ -86,13 +93,13 @@ def _offsets_by_decoding(tokenizer: PreTrainedTokenizerBase, ids: list[int], tex
     while len(offsets) < len(ids):
         first = len(offsets)
         for last in range(first + 1, min(first + _MOST_TOKENS_OF_A_CHARACTER, len(ids)) + 1):
-            piece = tokenizer.decode(ids[first:last], clean_up_tokenization_spaces=False)
+            piece = str(tokenizer.decode(ids[first:last], clean_up_tokenization_spaces=False))
             start = _place_of(piece, text, cursor)
             if start is not None:
                 break
         else:
             raise ValueError(
-                f"tokenizer ({type(tokenizer).__name__}) must decode its tokens to the text from character {cursor} on; "
+                f"tokenizer ({type(tokenizer).__name__}) must decode its tokens to the text at character {cursor}; "
                 "use a fast tokenizer, which knows their offsets"
             )
         cursor = start + len(piece)
