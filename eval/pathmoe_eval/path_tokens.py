@@ -129,7 +129,10 @@ class PathTokenCounts:
             ValueError: the two collect for different paths.
         """
         if not np.array_equal(self._frequent.paths_PL, other._frequent.paths_PL):
-            raise ValueError("other.paths must be the same paths; merge what was collected for one list of paths")
+            raise ValueError(
+                f"other.frequent ({len(other._tokens_P)} paths) must be the {len(self._tokens_P)} paths of this one; "
+                "merge what was collected for one list of paths"
+            )
         for path in range(len(self._tokens_P)):
             self._tokens_P[path].update(other._tokens_P[path])
             self._classes_P[path].update(other._classes_P[path])

@@ -35,7 +35,7 @@ PYTHON_CLASSES = (
 """The classes, those that win a tie first: a blank before a word or an operator does not decide."""
 
 _ID = {name: class_id for class_id, name in enumerate(PYTHON_CLASSES)}
-_BUILTINS = frozenset(dir(builtins))
+_BUILTINS = frozenset(name for name in dir(builtins) if not name.startswith("_"))
 _OF_TYPE = {
     "NUMBER": "number",
     "STRING": "string",
@@ -54,7 +54,7 @@ def python_classes(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
     """A class of `PYTHON_CLASSES` for each token: that of most of its characters, the first in the list of a tie.
 
     A character has the class of the lexical token that it lies in, as `tokenize` of the running interpreter finds it:
-    a NAME is a keyword or soft keyword by the lists of `keyword`, else a builtin by `dir(builtins)`, else a name; by
+    a NAME is a keyword or soft keyword by the lists of `keyword`, else a builtin if `builtins` has it without a leading underscore, else a name; by
     spelling alone, but after a dot it is always a name. "newline" ends a statement, "line break" (NL) only
     a line. Blanks at the start of a line are indentation, other blanks and the backslash that joins lines whitespace.
     From the place on where the text does not tokenize, all is "unknown", and so is a token without characters.

@@ -129,7 +129,7 @@ class SeparationCounts:
         check_range(path_ids_NL, self.num_layers, self.num_experts)
         class_ids_N = checked_class_ids(class_ids_N, len(path_ids_NL))
         if token_ids_N is not None:
-            self._token_ids.update(np.asarray(token_ids_N).reshape(-1, 1), class_ids_N)
+            self._token_ids.update(_checked_token_ids(token_ids_N, len(class_ids_N))[:, None], class_ids_N)
         path_ids_LN = np.ascontiguousarray(path_ids_NL.T)
         for (first, stop), counts in self._counts.items():
             counts.update(path_ids_LN[first:stop].T, class_ids_N)
@@ -142,7 +142,10 @@ class SeparationCounts:
         """
         check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
         if self._blocks != other._blocks:
-            raise ValueError("other.router_of_layer must equal router_of_layer; merge counts of one model only")
+            raise ValueError(
+                f"other.router_of_layer (blocks {other._blocks}) must have the blocks {self._blocks}; "
+                "merge counts of one model only"
+            )
         for part, counts in self._counts.items():
             counts.merge(other._counts[part])
         self._token_ids.merge(other._token_ids)
@@ -204,7 +207,7 @@ def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> 
     """
     num_tokens = int(table.counts_J.sum())
     check_not_empty(num_tokens)
-    class_counts_C, path_counts_P = table.class_counts_C, table.path_counts_P
+    class_counts_C, path_counts_P = np.sort(table.class_counts_C), table.path_counts_P
     entropy_bits = float(np.sum(class_counts_C * np.log2(num_tokens / class_counts_C))) / num_tokens
     information, purity = against_permutations(table, num_permutations=num_permutations, seed=seed)
     num_excess = len(class_counts_C) + len(path_counts_P) - len(table.counts_J) - 1
@@ -221,6 +224,18 @@ def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> 
         purity=purity,
         largest_class_share=int(class_counts_C.max()) / num_tokens,
     )
+
+
+def _checked_token_ids(token_ids_N: NDArray[np.integer], num_tokens: int) -> NDArray[np.integer]:
+    token_ids_N = np.asarray(token_ids_N)
+    if token_ids_N.dtype.kind not in "iu" or token_ids_N.shape != (num_tokens,):
+        found = f"{token_ids_N.dtype} {list(token_ids_N.shape)}"
+        raise ValueError(f"token_ids ({found}) must be integers [{num_tokens}]; pass one for each token")
+    lowest, highest = int(token_ids_N.min(initial=0)), int(token_ids_N.max(initial=0))
+    if lowest < 0 or highest >= _MAX_VOCAB:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"token_ids ({wrong}) must be at least 0 and below {_MAX_VOCAB}; pass ids of the tokenizer")
+    return token_ids_N
 
 
 def _part_separation(

@@ -83,7 +83,7 @@ def test_after_an_error_all_is_unknown():
 def kind_of(node):
     """The classes that the first character of a syntax tree's node may have; None where the tree does not say."""
     if isinstance(node, ast.Name):
-        return {"builtin"} if hasattr(builtins, node.id) else {"name", "soft keyword"}
+        return {"builtin"} if hasattr(builtins, node.id) and node.id[0] != "_" else {"name", "soft keyword"}
     if not isinstance(node, ast.Constant) or node.value is ...:
         return None
     if node.value is None or isinstance(node.value, bool):
