@@ -54,8 +54,8 @@ def python_classes(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
     """A class of `PYTHON_CLASSES` for each token: that of most of its characters, the first in the list of a tie.
 
     A character has the class of the lexical token that it lies in, as `tokenize` of the running interpreter finds it:
-    a NAME is a keyword or soft keyword by the lists of `keyword`, else a builtin if `builtins` has it without a leading underscore, else a name; by
-    spelling alone, but after a dot it is always a name. "newline" ends a statement, "line break" (NL) only
+    a NAME is a keyword or soft keyword by the lists of `keyword`, else a builtin if `builtins` has it (but for those
+    with a leading underscore), else a name; by spelling alone, but after a dot it is no soft keyword and no builtin. "newline" ends a statement, "line break" (NL) only
     a line. Blanks at the start of a line are indentation, other blanks and the backslash that joins lines whitespace.
     From the place on where the text does not tokenize, all is "unknown", and so is a token without characters.
 

@@ -121,14 +121,14 @@ def test_where_the_path_decides_the_class_it_tells_all_of_it():
 @pytest.mark.parametrize("num_layers", [2, 5])
 def test_independent_classes_have_no_excess_however_many_paths_there_are(num_layers):
     rng = np.random.default_rng(1)
-    path_ids_NL, class_ids_N = rng.integers(0, 4, (3000, num_layers)), rng.choice(3, 3000, p=[0.6, 0.3, 0.1])
+    path_ids_NL, class_ids_N = rng.integers(0, 4, (9000, num_layers)), rng.choice(3, 9000, p=[0.4, 0.35, 0.25])
     result = counted(path_ids_NL, class_ids_N).result(num_permutations=50)
     for separation in (result.whole.all_paths, result.whole.frequent_paths):
         for statistic in (separation.mutual_information_bits, separation.purity):
             assert abs(statistic.z) < 3.5
         assert abs(separation.normalised_excess) < 0.01
-    if num_layers == 5:  # a thousand paths of three tokens tell a lot about any classes
-        assert result.whole.all_paths.normalised_information > 0.2
+    if num_layers == 5:  # a thousand paths of nine tokens tell something about any classes
+        assert result.whole.all_paths.normalised_information > 0.05
 
 
 def test_paths_of_one_token_each_tell_everything_and_nothing():
