@@ -55,8 +55,9 @@ def python_classes(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
 
     A character has the class of the lexical token that it lies in, as `tokenize` of the running interpreter finds it:
     a NAME is a keyword or soft keyword by the lists of `keyword`, else a builtin if `builtins` has it (but for those
-    with a leading underscore), else a name; by spelling alone, but after a dot it is no soft keyword and no builtin. "newline" ends a statement, "line break" (NL) only
-    a line. Blanks at the start of a line are indentation, other blanks and the backslash that joins lines whitespace.
+    with a leading underscore), else a name; by spelling alone, but after a dot it is no soft keyword and no builtin.
+    "newline" ends a statement, "line break" (NL) only a line. Blanks at the start of a line are indentation, other
+    blanks and the backslash that joins lines whitespace.
     From the place on where the text does not tokenize, all is "unknown", and so is a token without characters.
 
     Args:
