@@ -5,7 +5,7 @@ everything. What counts is the excess over the same tokens with their classes pe
 are seen often enough to have a composition.
 """
 
-# Shapes: N tokens, L MoE layers.
+# Shapes: N tokens, L MoE layers, P distinct paths, C classes.
 
 from __future__ import annotations
 
