@@ -197,7 +197,7 @@ def in_two_processes(rank: int, folder: Path, shards: bool) -> None:
 
 
 def train(rank: int, world_size: int, shards: bool, looks: bool) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """Three steps of one rank; figures before each, of its share of four batches, and the weights at the end."""
+    """Three steps of one rank; figures in each, of its share of four batches, and the weights at the end."""
     model = fresh_model()
     if shards:
         mesh = init_device_mesh("cpu", (world_size,))
@@ -209,9 +209,9 @@ def train(rank: int, world_size: int, shards: bool, looks: bool) -> tuple[list[d
     figures = []
     batch = random_batches((4,))[0]  # the same on every rank, so that gradients are those of one process
     for _ in range(3):
-        if looks:
-            figures.append(monitor(model, random_batches((3, 3, 2, 2))[rank::world_size], per_layer=True))
         model(**batch, labels=batch["input_ids"]).loss.backward()
+        if looks:  # at the worst moment: gathered weights that stayed would be what the next forward computes with
+            figures.append(monitor(model, random_batches((3, 3, 2, 2))[rank::world_size], per_layer=True))
         optimizer.step()
         optimizer.zero_grad()
     tensors = {name: p.detach() for name, p in model.named_parameters()}
