@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pathmoe.data import TokenDataModule
 from pathmoe.data.blocks import Blocks
 from pathmoe.data.loader import batch_ranges
 from pathmoe.training.errors import OnAllRanksError
@@ -53,7 +54,10 @@ class PathMonitor(Callback):
         """Choose this rank's share of the slice."""
         self._speed = next((callback for callback in trainer.callbacks if isinstance(callback, SpeedMonitor)), None)
         if self._speed is None:
-            raise OnAllRanksError("trainer.callbacks must hold a SpeedMonitor beside a PathMonitor; add one")
+            raise OnAllRanksError("trainer.callbacks (no SpeedMonitor) must hold one beside PathMonitor; add it")
+        if not isinstance(trainer.datamodule, TokenDataModule):
+            name = type(trainer.datamodule).__name__
+            raise OnAllRanksError(f"data ({name}) must be a TokenDataModule for PathMonitor; pass one, or drop it")
         geometry = trainer.datamodule.geometry()
         self._blocks: Blocks = trainer.datamodule.validation_blocks
         sequence_length = trainer.datamodule.manifest.sequence_length
