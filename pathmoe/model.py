@@ -225,8 +225,7 @@ class PathMoEModel(PathMoEPreTrainedModel):
 
         decide_as = {
             "token_mask_T": _token_mask(attention_mask, hidden_states.shape[1]),
-            "keep_logits": keep_router_logits
-            or kwargs.get("output_router_logits", self.config.output_router_logits),
+            "keep_logits": keep_router_logits or kwargs.get("output_router_logits", self.config.output_router_logits),
         }
         routing: Routing | None = None
         routings = []

@@ -1,5 +1,7 @@
 """Callback: how the model in training routes a fixed slice of the validation split, every so many steps."""
 
+# Shapes: B blocks of the slice.
+
 import time
 from collections.abc import Iterator
 from typing import Any

@@ -7,11 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -19,6 +19,7 @@ from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.routing import Routing
 from pathmoe_eval.agreement import AdjacentCounts
+from pathmoe_eval.load import balance_figures
 from pathmoe_eval.paths import PathCounts
 from pathmoe_eval.ranks import merged_over_ranks
 
@@ -40,9 +41,9 @@ def monitor(
         Means over MoE layers, a decision that layers share counting for each: `load_entropy` (of the tokens per expert,
         as a share of log2 of the experts), `max_over_mean_load`, `dead_experts`, and `router_entropy_bits`. Means over
         adjacent pairs: `adjacent_agreement`, which means nothing between independent routers, its value by chance, and
-        `adjacent_mutual_information_bits`, which does; see `AdjacentAgreement`. `load_entropy` is left out where there
-        is one expert, and what is of pairs where there is one layer. With `per_layer` also `layer_00/load_entropy` and
-        so on, a pair under its first layer.
+        the corrected `adjacent_mutual_information_bits`, which does; see `AdjacentAgreement`. `load_entropy` is left
+        out where there is one expert, and what is of pairs where there is one layer. With `per_layer` also
+        `layer_00/load_entropy` and so on, a pair under its first layer.
     """
     counts = MonitorCounts(model.config)
     with _evaluating(model):
@@ -61,7 +62,8 @@ def monitor(
 class MonitorCounts:
     """Counts of one model's routing over batches and ranks.
 
-    Logits stay on the device that they are on, since there can be gigabytes of them.
+    Logits stay on their device, since they can take gigabytes: of all that `RouterScoreSums` takes from them this needs
+    the entropy alone.
     """
 
     def __init__(self, config: PathMoEConfig) -> None:
@@ -134,14 +136,11 @@ def router_entropy_bits(logits_TE: Tensor, scoring_func: str) -> Tensor:
     return torch.special.entr(logits_TE.softmax(dim=-1)).sum(dim=-1) / math.log(2)
 
 
-def _load_figures(load_LE: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    num_experts = load_LE.shape[1]
-    figures = {
-        "max_over_mean_load": load_LE.max(axis=1) / load_LE.mean(axis=1),
-        "dead_experts": (load_LE == 0).sum(axis=1, dtype=np.float64),
-    }
+def _load_figures(load_LE: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    balance, num_experts = balance_figures(load_LE), load_LE.shape[1]
+    figures = {"max_over_mean_load": balance["max_over_mean"], "dead_experts": balance["dead_experts"]}
     if num_experts > 1:
-        figures["load_entropy"] = np.asarray(entropy(load_LE, base=num_experts, axis=1))
+        figures["load_entropy"] = balance["entropy_bits"] / math.log2(num_experts)
     return figures
 
 

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,7 +23,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
+from pathmoe_eval.load import LoadCounts
 from pathmoe_eval.monitor import monitor, router_entropy_bits
+from pathmoe_eval.router_scores import RouterScoreSums
 
 SHAPE = {
     "vocab_size": 50,
@@ -74,7 +76,9 @@ def figures_by_definition(model: PathMoEForCausalLM, batches: list[dict[str, Ten
     with torch.no_grad():
         outputs = [model.eval()(**batch, output_router_logits=True) for batch in batches]
     layers, experts = model.config.num_moe_layers, model.config.num_experts
-    choices = [[token for o in outputs for token in o.routings[layer].expert_ids_TK.tolist()] for layer in range(layers)]
+    choices = [
+        [token for o in outputs for token in o.routings[layer].expert_ids_TK.tolist()] for layer in range(layers)
+    ]
     logits = [[token for o in outputs for token in o.routings[layer].logits_TE.tolist()] for layer in range(layers)]
     tops = [[token[0] for token in of_layer] for of_layer in choices]
     tokens, paths = len(tops[0]), Counter(zip(*tops, strict=True))
@@ -145,6 +149,24 @@ def test_figures_are_those_of_the_definitions(fields: dict[str, Any]) -> None:
 def test_router_entropy_is_that_of_the_scores(logits: list[list[float]], scoring_func: str) -> None:
     found = router_entropy_bits(torch.tensor(logits, dtype=torch.float64), scoring_func).tolist()
     assert found == pytest.approx([entropy_bits(scores_of(token, scoring_func)) for token in logits], abs=1e-9)
+
+
+@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid"])
+def test_load_and_router_entropy_are_those_that_a_report_has(scoring_func: Literal["softmax", "sigmoid"]) -> None:
+    model, (batch,) = fresh_model(scoring_func=scoring_func), random_batches((8,))
+    with torch.no_grad():
+        routings = model.eval()(**batch, output_router_logits=True).routings
+    expert_ids_TLK = torch.stack([routing.expert_ids_TK for routing in routings], dim=1).numpy()
+    logits_TLE = torch.stack([routing.logits_TE for routing in routings], dim=1).numpy()
+    shape = {"num_layers": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    load, scores = LoadCounts(**shape), RouterScoreSums(**shape, score_function=scoring_func)
+    load.update(expert_ids_TLK)
+    scores.update(logits_TLE, expert_ids_TLK)
+    figures, balance = monitor(model, [batch]), load.result().top_k
+    assert figures["load_entropy"] == balance.mean_entropy_share
+    assert figures["max_over_mean_load"] == balance.mean_max_over_mean
+    assert figures["dead_experts"] == balance.mean_dead_experts
+    assert figures["router_entropy_bits"] == pytest.approx(scores.result().mean_entropy_bits, rel=1e-6)
 
 
 @pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid"])
