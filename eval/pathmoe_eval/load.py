@@ -73,9 +73,9 @@ class Load:
     """Experts of each layer."""
     num_experts_per_tok: int
     """Picks of each token in each layer."""
-    top_k: LoadBalance
+    all_picks: LoadBalance
     """All picks of a token."""
-    top_1: LoadBalance
+    first_picks: LoadBalance
     """A token's pick of the highest weight."""
 
 
@@ -89,13 +89,13 @@ class LoadCounts:
         )
         self.num_tokens = 0
         self._picks_LE = np.zeros((num_layers, num_experts), dtype=np.int64)
-        self._top_1_LE = np.zeros_like(self._picks_LE)
+        self._first_picks_LE = np.zeros_like(self._picks_LE)
 
     def update(self, expert_ids_NLK: NDArray[np.integer]) -> None:
         """Add a chunk (arguments and errors as in `RoutingShape.check`)."""
         expert_ids_LKN = by_layer(self.shape.check(expert_ids_NLK))
         self._picks_LE += count_picks(expert_ids_LKN, self.shape.num_experts)
-        self._top_1_LE += count_picks(expert_ids_LKN[:, :1], self.shape.num_experts)
+        self._first_picks_LE += count_picks(expert_ids_LKN[:, :1], self.shape.num_experts)
         self.num_tokens += expert_ids_LKN.shape[-1]
 
     def merge(self, other: LoadCounts) -> None:
@@ -106,7 +106,7 @@ class LoadCounts:
         """
         self.shape.check_mergeable(other.shape)
         self._picks_LE += other._picks_LE
-        self._top_1_LE += other._top_1_LE
+        self._first_picks_LE += other._first_picks_LE
         self.num_tokens += other.num_tokens
 
     def result(self) -> Load:
@@ -120,8 +120,8 @@ class LoadCounts:
             num_tokens=self.num_tokens,
             num_experts=self.shape.num_experts,
             num_experts_per_tok=self.shape.num_experts_per_tok,
-            top_k=load_balance(self._picks_LE, self.num_tokens),
-            top_1=load_balance(self._top_1_LE, self.num_tokens),
+            all_picks=load_balance(self._picks_LE, self.num_tokens),
+            first_picks=load_balance(self._first_picks_LE, self.num_tokens),
         )
 
 

@@ -178,7 +178,7 @@ def log_scores(logits_NE: NDArray[np.float64], score_function: ScoreFunction) ->
 def _margin(values_NE: NDArray[np.float64], num_chosen: int) -> NDArray[np.float64]:
     last_out, last_in = values_NE.shape[1] - num_chosen - 1, values_NE.shape[1] - num_chosen
     ordered_NE = np.partition(values_NE, (last_out, last_in), axis=1)
-    return ordered_NE[:, last_in] - ordered_NE[:, last_out]
+    return np.abs(ordered_NE[:, last_in] - ordered_NE[:, last_out])  # a logit of -0 would leave a negative zero
 
 
 def _bins(margin_N: NDArray[np.float64]) -> NDArray[np.uint32]:
@@ -191,9 +191,9 @@ def _quantiles(margins_B: NDArray[np.int64], quantiles_Q: tuple[float, ...]) -> 
     """Middle of the bin in which the smallest value lies that at least the given share of tokens do not exceed."""
     cumulative_B = np.cumsum(margins_B)
     bins_Q = np.searchsorted(cumulative_B, np.asarray(quantiles_Q) * cumulative_B[-1]).astype(np.uint32)
-    edges_Q = (bins_Q << np.uint32(_DROPPED_BITS)).view(np.float32).astype(np.float64)
-    next_edges_Q = ((bins_Q + np.uint32(1)) << np.uint32(_DROPPED_BITS)).view(np.float32).astype(np.float64)
-    return tuple(np.where(bins_Q == 0, 0.0, (edges_Q + next_edges_Q) / 2).tolist())
+    middle = np.uint32(1 << (_DROPPED_BITS - 1))
+    values_Q = (bins_Q << np.uint32(_DROPPED_BITS) | middle).view(np.float32).astype(np.float64)
+    return tuple(np.where(bins_Q == 0, 0.0, values_Q).tolist())
 
 
 def _check_logits(logits_NLE: NDArray[np.floating], shape: tuple[int, int, int]) -> None:

@@ -24,23 +24,23 @@ class Saturation:
 
     num_tokens: int
     """Tokens that were counted."""
-    top_k: tuple[float, ...]
+    all_picks: tuple[float, ...]
     """Mean over tokens of the share of the k experts of the later checkpoint that the earlier one picks too."""
-    top_k_null: float
+    all_picks_null: float
     """k / num_experts: two independent choices of equally loaded experts."""
-    top_k_load_null: tuple[float, ...]
+    all_picks_load_null: tuple[float, ...]
     """Independent choices with each checkpoint's own loads: sum over experts of p(e) q(e) / k, p and q the shares of
     tokens that pick e. Above it, checkpoints agree about tokens and not only about which experts are busy."""
-    top_1: tuple[float, ...]
+    first_picks: tuple[float, ...]
     """Share of tokens whose expert of the highest weight is the same."""
-    top_1_null: float
+    first_picks_null: float
     """1 / num_experts."""
-    top_1_load_null: tuple[float, ...]
-    """As `top_k_load_null`, for the experts of the highest weight."""
-    mean_top_k: float
-    """Mean of `top_k` over layers."""
-    mean_top_1: float
-    """Mean of `top_1` over layers."""
+    first_picks_load_null: tuple[float, ...]
+    """As `all_picks_load_null`, for the experts of the highest weight."""
+    mean_all_picks: float
+    """Mean of `all_picks` over layers."""
+    mean_first_picks: float
+    """Mean of `first_picks` over layers."""
 
 
 class SaturationCounts:
@@ -53,8 +53,8 @@ class SaturationCounts:
         )
         self.num_tokens = 0
         self._shared_L = np.zeros(num_layers, dtype=np.int64)
-        self._same_top_1_L = np.zeros(num_layers, dtype=np.int64)
-        # earlier and later, all picks and top-1
+        self._same_first_L = np.zeros(num_layers, dtype=np.int64)
+        # earlier and later checkpoint; all picks and first picks
         self._picks_22LE = np.zeros((2, 2, num_layers, num_experts), dtype=np.int64)
 
     def update(
@@ -84,7 +84,7 @@ class SaturationCounts:
             picks_2LE[1] += count_picks(ids_LKN[:, :1], self.shape.num_experts)
         for layer, (earlier_KN, later_KN) in enumerate(zip(*both, strict=True)):
             self._shared_L[layer] += sum(np.count_nonzero(earlier_KN == later_N) for later_N in later_KN)
-            self._same_top_1_L[layer] += np.count_nonzero(earlier_KN[0] == later_KN[0])
+            self._same_first_L[layer] += np.count_nonzero(earlier_KN[0] == later_KN[0])
         self.num_tokens += len(earlier_ids_NLK)
 
     def merge(self, other: SaturationCounts) -> None:
@@ -95,7 +95,7 @@ class SaturationCounts:
         """
         self.shape.check_mergeable(other.shape)
         self._shared_L += other._shared_L
-        self._same_top_1_L += other._same_top_1_L
+        self._same_first_L += other._same_first_L
         self._picks_22LE += other._picks_22LE
         self.num_tokens += other.num_tokens
 
@@ -107,20 +107,20 @@ class SaturationCounts:
         """
         check_not_empty(self.num_tokens)
         per_token, num_experts = self.shape.num_experts_per_tok, self.shape.num_experts
-        top_k_L = self._shared_L / (self.num_tokens * per_token)
-        top_1_L = self._same_top_1_L / self.num_tokens
+        all_picks_L = self._shared_L / (self.num_tokens * per_token)
+        first_picks_L = self._same_first_L / self.num_tokens
         earlier_2LE, later_2LE = self._picks_22LE / self.num_tokens
         expected_shared_2L = (earlier_2LE * later_2LE).sum(axis=2)
         return Saturation(
             num_tokens=self.num_tokens,
-            top_k=tuple(top_k_L.tolist()),
-            top_k_null=per_token / num_experts,
-            top_k_load_null=tuple((expected_shared_2L[0] / per_token).tolist()),
-            top_1=tuple(top_1_L.tolist()),
-            top_1_null=1 / num_experts,
-            top_1_load_null=tuple(expected_shared_2L[1].tolist()),
-            mean_top_k=float(np.mean(top_k_L)),
-            mean_top_1=float(np.mean(top_1_L)),
+            all_picks=tuple(all_picks_L.tolist()),
+            all_picks_null=per_token / num_experts,
+            all_picks_load_null=tuple((expected_shared_2L[0] / per_token).tolist()),
+            first_picks=tuple(first_picks_L.tolist()),
+            first_picks_null=1 / num_experts,
+            first_picks_load_null=tuple(expected_shared_2L[1].tolist()),
+            mean_all_picks=float(np.mean(all_picks_L)),
+            mean_first_picks=float(np.mean(first_picks_L)),
         )
 
 

@@ -105,9 +105,11 @@ class VocabularyCounts:
         self.vocab_size = vocab_size
         self.num_ranks = num_ranks
         self.layers = _default_layers(self.shape, vocab_size) if layers is None else tuple(layers)
-        for layer in self.layers:
-            if not 0 <= layer < num_layers:
-                raise ValueError(f"layers ({layer}) must be below num_layers ({num_layers}); count MoE layers from 0")
+        if len(set(self.layers)) < len(self.layers) or not all(0 <= layer < num_layers for layer in self.layers):
+            found = ", ".join(map(str, self.layers))
+            raise ValueError(
+                f"layers ({found}) must be different and below num_layers ({num_layers}); count MoE layers from 0"
+            )
         self.num_tokens = 0
         self._occurrences_2V = np.zeros((2, vocab_size), dtype=np.int64)
         self._picks_2LVE = np.zeros((2, len(self.layers), vocab_size, num_experts), dtype=np.int32)

@@ -58,7 +58,7 @@ def test_equals_brute_force(case):
     shape, ids_NLK = case
     result = counted(shape, ids_NLK).result()
     assert result.num_tokens == len(ids_NLK)
-    for balance, ranks in ((result.top_k, shape["num_experts_per_tok"]), (result.top_1, 1)):
+    for balance, ranks in ((result.all_picks, shape["num_experts_per_tok"]), (result.first_picks, 1)):
         for layer in range(shape["num_layers"]):
             picks = [expert for token in ids_NLK[:, layer, :ranks].tolist() for expert in token]
             for name, value in brute_force(picks, shape["num_experts"]).items():
@@ -90,7 +90,7 @@ def test_relabelling_permutes_counts_and_leaves_every_figure(case, seed):
     names_LE = np.stack([rng.permutation(shape["num_experts"]) for _ in range(shape["num_layers"])])
     relabelled_NLK = np.stack([names_E[ids_NLK[:, layer]] for layer, names_E in enumerate(names_LE)], axis=1)
     ours, theirs = asdict(counted(shape, ids_NLK).result()), asdict(counted(shape, relabelled_NLK).result())
-    for kind in ("top_k", "top_1"):
+    for kind in ("all_picks", "first_picks"):
         counts_LE, relabelled_LE = np.array(ours[kind].pop("counts")), np.array(theirs[kind].pop("counts"))
         np.testing.assert_array_equal(np.take_along_axis(relabelled_LE, names_LE, axis=1), counts_LE)
     assert ours == theirs
@@ -102,11 +102,11 @@ def test_closed_forms(per_token):
     balanced_NK = (np.arange(80)[:, None] + np.arange(per_token)) % 8
     collapsed_NK = np.broadcast_to(np.arange(per_token), (80, per_token))
     result = counted(shape, np.stack([balanced_NK, collapsed_NK], axis=1)).result()
-    assert result.top_k.entropy_bits == pytest.approx([3, math.log2(per_token)])
-    assert result.top_k.max_over_mean == pytest.approx([1, 8 / per_token])
-    assert result.top_k.coefficient_of_variation == pytest.approx([0, math.sqrt(8 / per_token - 1)])
-    assert result.top_k.dead_experts == (0, 8 - per_token)
-    assert result.top_1.max_over_mean == (1, 8)
+    assert result.all_picks.entropy_bits == pytest.approx([3, math.log2(per_token)])
+    assert result.all_picks.max_over_mean == pytest.approx([1, 8 / per_token])
+    assert result.all_picks.coefficient_of_variation == pytest.approx([0, math.sqrt(8 / per_token - 1)])
+    assert result.all_picks.dead_experts == (0, 8 - per_token)
+    assert result.first_picks.max_over_mean == (1, 8)
 
 
 def test_starved_is_below_one_percent_of_an_equal_share():
@@ -114,13 +114,15 @@ def test_starved_is_below_one_percent_of_an_equal_share():
     def starved(num_picks):
         ids_N = np.repeat([0, 1], [2000 - num_picks, num_picks])
         shape = {"num_layers": 1, "num_experts": 2, "num_experts_per_tok": 1}
-        return counted(shape, ids_N[:, None, None]).result().top_k
+        return counted(shape, ids_N[:, None, None]).result().all_picks
 
     assert (starved(10).starved_experts, starved(9).starved_experts) == ((0,), (1,))
     assert starved(9).dead_experts == (0,)
 
 
-@pytest.mark.parametrize(("num_tokens", "num_experts", "per_token"), [(1, 3, 2), (2, 4, 2), (3, 3, 1), (2, 4, 3), (2, 3, 3)])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "per_token"), [(1, 3, 2), (2, 4, 2), (3, 3, 1), (2, 4, 3), (2, 3, 3)]
+)
 def test_the_null_has_the_distribution_of_uniform_sets(num_tokens, num_experts, per_token):
     outcomes = Counter()
     for sets in product(combinations(range(num_experts), per_token), repeat=num_tokens):
@@ -148,7 +150,7 @@ def test_uniform_routing_scores_as_the_null():
     rng = np.random.default_rng(2)
     ids_NLK = np.argsort(rng.random((400, 150, 8)), axis=-1)[..., :2]
     result = counted({"num_layers": 150, "num_experts": 8, "num_experts_per_tok": 2}, ids_NLK).result()
-    for balance in (result.top_k, result.top_1):
+    for balance in (result.all_picks, result.first_picks):
         assert balance.mean_max_over_mean - 1 == pytest.approx(balance.max_over_mean_null - 1, rel=0.1)
         assert 3 - balance.mean_entropy_bits == pytest.approx(3 - balance.entropy_bits_null, rel=0.15)
         assert balance.mean_coefficient_of_variation == pytest.approx(balance.coefficient_of_variation_null, rel=0.1)
@@ -157,14 +159,14 @@ def test_uniform_routing_scores_as_the_null():
 
 def test_the_null_says_when_a_sample_is_too_small_for_dead_experts():
     shape = {"num_layers": 1, "num_experts": 64, "num_experts_per_tok": 2}
-    null = counted(shape, np.array([[[0, 1]]] * 50)).result().top_k.dead_experts_null
+    null = counted(shape, np.array([[[0, 1]]] * 50)).result().all_picks.dead_experts_null
     assert null == pytest.approx(64 * (1 - 2 / 64) ** 50, rel=0.05)
 
 
 def test_the_result_is_json():
     shape = {"num_layers": 1, "num_experts": 2, "num_experts_per_tok": 1}
     record = asdict(counted(shape, np.zeros((3, 1, 1), dtype=np.uint8)).result())
-    assert json.loads(json.dumps(record, allow_nan=False))["top_k"]["counts"] == [[3, 0]]
+    assert json.loads(json.dumps(record, allow_nan=False))["all_picks"]["counts"] == [[3, 0]]
 
 
 def test_no_token_is_named_in_one_line():

@@ -162,7 +162,7 @@ def test_load_and_router_entropy_are_those_that_a_report_has(scoring_func: Liter
     load, scores = LoadCounts(**shape), RouterScoreSums(**shape, score_function=scoring_func)
     load.update(expert_ids_TLK)
     scores.update(logits_TLE, expert_ids_TLK)
-    figures, balance = monitor(model, [batch]), load.result().top_k
+    figures, balance = monitor(model, [batch]), load.result().all_picks
     assert figures["load_entropy"] == balance.mean_entropy_share
     assert figures["max_over_mean_load"] == balance.mean_max_over_mean
     assert figures["dead_experts"] == balance.mean_dead_experts

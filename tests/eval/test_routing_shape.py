@@ -39,13 +39,19 @@ def test_by_layer_is_contiguous_and_moves_tokens_last():
         (lambda: shape(num_experts=0), r"num_experts \(0\) must be at least 1"),
         (lambda: shape(num_experts_per_tok=0), r"num_experts_per_tok \(0\) must be at least 1"),
         (lambda: shape(num_experts_per_tok=5), r"num_experts_per_tok \(5\) must be at most num_experts \(4\)"),
-        (lambda: shape().check(GOOD.astype(float)), r"expert_ids \(float64 \[5, 3, 2\]\) must be integers \[tokens, 3, 2"),
+        (
+            lambda: shape().check(GOOD.astype(float)),
+            r"expert_ids \(float64 \[5, 3, 2\]\) must be integers \[tokens, 3, 2",
+        ),
         (lambda: shape().check(GOOD[:, :2]), r"expert_ids \(int64 \[5, 2, 2\]\) must be integers \[tokens, 3, 2\]"),
         (lambda: shape().check(GOOD[..., 0]), r"expert_ids \(int64 \[5, 3\]\) must be integers \[tokens, 3, 2\]"),
         (lambda: shape().check(GOOD - 1), r"expert_ids \(-1\) must be at least 0 and below num_experts \(4\)"),
         (lambda: shape().check(GOOD + 1), r"expert_ids \(4\) must be at least 0 and below num_experts \(4\)"),
         (lambda: shape().check_mergeable(shape(num_layers=2)), r"other.num_layers \(2\) must equal num_layers \(3\)"),
-        (lambda: shape().check_mergeable(shape(num_experts=5)), r"other.num_experts \(5\) must equal num_experts \(4\)"),
+        (
+            lambda: shape().check_mergeable(shape(num_experts=5)),
+            r"other.num_experts \(5\) must equal num_experts \(4\)",
+        ),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

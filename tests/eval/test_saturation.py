@@ -39,19 +39,21 @@ def test_equals_brute_force(case):
     shape, earlier_NLK, later_NLK = case
     result = counted(shape, (earlier_NLK, later_NLK)).result()
     n, k, num_experts = len(earlier_NLK), shape["num_experts_per_tok"], shape["num_experts"]
-    assert (result.num_tokens, result.top_k_null, result.top_1_null) == (n, k / num_experts, 1 / num_experts)
+    assert (result.num_tokens, result.all_picks_null, result.first_picks_null) == (n, k / num_experts, 1 / num_experts)
     for layer in range(shape["num_layers"]):
         before, after = earlier_NLK[:, layer].tolist(), later_NLK[:, layer].tolist()
         shared = sum(len(set(a) & set(b)) for a, b in zip(before, after, strict=True))
-        assert result.top_k[layer] == shared / (n * k)
-        assert result.top_1[layer] == sum(a[0] == b[0] for a, b in zip(before, after, strict=True)) / n
+        assert result.all_picks[layer] == shared / (n * k)
+        assert result.first_picks[layer] == sum(a[0] == b[0] for a, b in zip(before, after, strict=True)) / n
         # chance: the mean over all pairs of tokens, those of other tokens included
-        assert result.top_k_load_null[layer] == pytest.approx(
+        assert result.all_picks_load_null[layer] == pytest.approx(
             sum(len(set(a) & set(b)) for a in before for b in after) / (n * n * k)
         )
-        assert result.top_1_load_null[layer] == pytest.approx(sum(a[0] == b[0] for a in before for b in after) / n**2)
-    assert result.mean_top_k == pytest.approx(np.mean(result.top_k))
-    assert result.mean_top_1 == pytest.approx(np.mean(result.top_1))
+        assert result.first_picks_load_null[layer] == pytest.approx(
+            sum(a[0] == b[0] for a in before for b in after) / n**2
+        )
+    assert result.mean_all_picks == pytest.approx(np.mean(result.all_picks))
+    assert result.mean_first_picks == pytest.approx(np.mean(result.first_picks))
 
 
 @given(pairs_of_routings(), st.data())
@@ -72,7 +74,7 @@ def test_relabelling_both_alike_changes_nothing(case, seed):
     names_LE = np.stack([rng.permutation(shape["num_experts"]) for _ in range(shape["num_layers"])])
     relabelled = [np.stack([names_E[ids[:, i]] for i, names_E in enumerate(names_LE)], axis=1) for ids in both]
     ours, theirs = asdict(counted(shape, both).result()), asdict(counted(shape, relabelled).result())
-    for name in ("top_k_load_null", "top_1_load_null"):
+    for name in ("all_picks_load_null", "first_picks_load_null"):
         assert theirs.pop(name) == pytest.approx(ours.pop(name))
     assert ours == theirs
 
@@ -81,9 +83,9 @@ def test_relabelling_both_alike_changes_nothing(case, seed):
 def test_saturation_is_symmetric_and_full_with_itself(case):
     shape, earlier_NLK, later_NLK = case
     forward, back = counted(shape, (earlier_NLK, later_NLK)).result(), counted(shape, (later_NLK, earlier_NLK)).result()
-    assert (forward.top_k, forward.top_1) == (back.top_k, back.top_1)
+    assert (forward.all_picks, forward.first_picks) == (back.all_picks, back.first_picks)
     itself = counted(shape, (later_NLK, later_NLK[..., ::-1])).result()
-    assert itself.top_k == (1.0,) * shape["num_layers"]
+    assert itself.all_picks == (1.0,) * shape["num_layers"]
 
 
 def test_independent_checkpoints_saturate_as_chance():
@@ -91,9 +93,9 @@ def test_independent_checkpoints_saturate_as_chance():
     earlier_NLK, later_NLK = (np.argsort(rng.random((20_000, 3, 16)), axis=-1)[..., :4] for _ in range(2))
     shape = {"num_layers": 3, "num_experts": 16, "num_experts_per_tok": 4}
     result = counted(shape, (earlier_NLK, later_NLK)).result()
-    assert result.top_k == pytest.approx([4 / 16] * 3, abs=0.01)
-    assert result.top_1 == pytest.approx([1 / 16] * 3, abs=0.01)
-    assert json.loads(json.dumps(asdict(result), allow_nan=False))["top_k_null"] == 0.25
+    assert result.all_picks == pytest.approx([4 / 16] * 3, abs=0.01)
+    assert result.first_picks == pytest.approx([1 / 16] * 3, abs=0.01)
+    assert json.loads(json.dumps(asdict(result), allow_nan=False))["all_picks_null"] == 0.25
 
 
 IDS = np.array([[[0, 1]], [[2, 3]], [[1, 0]]])
@@ -111,7 +113,10 @@ def update(earlier=IDS, later=IDS, earlier_tokens=TOKENS, later_tokens=TOKENS):
     [
         (lambda: update(later=IDS[:2]), r"later expert_ids \(2 tokens\) must be as many as the earlier \(3\)"),
         (lambda: update(later=IDS[..., :1]), r"expert_ids \(int64 \[3, 1, 1\]\) must be integers \[tokens, 1, 2\]"),
-        (lambda: update(later_tokens=TOKENS + 1), r"later token_ids \(8 at 0\) must equal the earlier \(7\); record both"),
+        (
+            lambda: update(later_tokens=TOKENS + 1),
+            r"later token_ids \(8 at 0\) must equal the earlier \(7\); record both",
+        ),
         (lambda: update(later_tokens=TOKENS[::-1]), r"later token_ids \(9 at 0\) must equal the earlier \(7\)"),
         (lambda: update(later_tokens=TOKENS[:2]), r"later token_ids \(\[2\]\) must be \[3\]"),
         (lambda: update(earlier_tokens=TOKENS[:2]), r"earlier token_ids \(\[2\]\) must be \[3\]"),
