@@ -186,6 +186,7 @@ class PathMoEModel(PathMoEPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         noise_seed: int | None = None,
+        keep_router_logits: bool = False,
         **kwargs: Any,
     ) -> PathMoEModelOutput:
         """Hidden states after the final norm [B, S, D], and the routing of each MoE layer.
@@ -199,6 +200,8 @@ class PathMoEModel(PathMoEPreTrainedModel):
             use_cache: whether to return keys and values.
             noise_seed: seed of this forward's router noise (training, `router_noise_std` > 0); torch's default
                 generator when None.
+            keep_router_logits: have the routings hold their logits, as `output_router_logits` does too, which besides
+                leaves the hooks of transformers' recorder on every layer, in training also.
             **kwargs: for the attention implementation.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -222,7 +225,7 @@ class PathMoEModel(PathMoEPreTrainedModel):
 
         decide_as = {
             "token_mask_T": _token_mask(attention_mask, hidden_states.shape[1]),
-            "keep_logits": kwargs.get("output_router_logits", self.config.output_router_logits),
+            "keep_logits": keep_router_logits or kwargs.get("output_router_logits", self.config.output_router_logits),
         }
         routing: Routing | None = None
         routings = []
@@ -284,7 +287,7 @@ class PathMoEForCausalLM(PathMoEPreTrainedModel, GenerationMixin):
             earlier_load: `balance_load` of the step's previous micro-batch, for `router_aux_loss_scope: global_batch`.
             return_logits: False leaves the logits out and computes the loss in chunks, with far less memory.
             logits_to_keep: how many last positions, or which ones, get logits.
-            **kwargs: for the decoder (past_key_values, noise_seed, output_router_logits, ...).
+            **kwargs: for the decoder (past_key_values, noise_seed, keep_router_logits, ...).
         """
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         hidden_states = outputs.last_hidden_state

@@ -4,10 +4,9 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -17,6 +16,7 @@ from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
 from pathmoe.training.validation_figures import table, validation_rows
 from pathmoe_eval.agreement import AdjacentCounts
 from pathmoe_eval.paths import PathCounts
+from pathmoe_eval.ranks import merged_over_ranks
 from pathmoe_eval.sample import sample_text
 
 SUMMARY_FILE = "summary.json"
@@ -88,10 +88,10 @@ class ClosingReport(Callback):
         """Log the statistics, and keep them for the table."""
         if trainer.sanity_checking:
             return
-        paths = _merged_over_ranks(self._paths).result()
+        paths = merged_over_ranks(self._paths).result()
         metrics = {"val/path_entropy_bits": paths.entropy_bits, "val/path_entropy_ceiling_bits": paths.ceiling_bits}
         if self._adjacent is not None:
-            adjacent = _merged_over_ranks(self._adjacent).result()
+            adjacent = merged_over_ranks(self._adjacent).result()
             metrics |= {
                 "val/adjacent_agreement": adjacent.mean_agreement,
                 "val/adjacent_agreement_by_chance": adjacent.mean_agreement_null,
@@ -129,21 +129,6 @@ class ClosingReport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's validation."""
         self._validation = state_dict["validation"]
-
-
-Counts = TypeVar("Counts", PathCounts, AdjacentCounts)
-
-
-def _merged_over_ranks(counts: Counts) -> Counts:
-    """The counts of all ranks, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts
-    of_ranks: list[Counts] = [counts] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, counts)
-    merged = of_ranks[0]
-    for other in of_ranks[1:]:
-        merged.merge(other)
-    return merged
 
 
 def _training_figures(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

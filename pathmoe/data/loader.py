@@ -63,12 +63,25 @@ class TrainLoader:
         yield from DataLoader(self.micro_batches, sampler=numbers, batch_size=None, num_workers=self.num_workers)
 
 
-class ValidationLoader:
-    """All blocks of a split once, in order, shared out over the ranks.
+def batch_ranges(num_blocks: int, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, int]]:
+    """The first block of each batch of one rank, and the one after its last.
 
     Every rank gets the same number of batches, since a forward under FSDP waits for the other ranks; no block is
     repeated or padded for that: the sizes of the batches differ by one at most.
+
+    Args:
+        num_blocks: at least `world_size`.
+        micro_batch_size: the most blocks that a batch should hold; exceeded where there would be no block for a rank.
+        rank: whose batches.
+        world_size: ranks that share the blocks.
     """
+    per_rank = min(-(-num_blocks // (micro_batch_size * world_size)), num_blocks // world_size)
+    edges = np.linspace(0, num_blocks, per_rank * world_size + 1).astype(np.int64)
+    return [(int(edges[i]), int(edges[i + 1])) for i in range(rank, per_rank * world_size, world_size)]
+
+
+class ValidationLoader:
+    """All blocks of a split once, in order, shared out over the ranks: see `batch_ranges`."""
 
     def __init__(self, blocks: Blocks, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if len(blocks) < world_size:
@@ -77,9 +90,7 @@ class ValidationLoader:
                 f"({world_size}); raise data.validation_fraction or data.validation_documents"
             )
         self.blocks = blocks
-        per_rank = min(-(-len(blocks) // (micro_batch_size * world_size)), len(blocks) // world_size)
-        edges = np.linspace(0, len(blocks), per_rank * world_size + 1).astype(np.int64)
-        self.ranges = [(int(edges[i]), int(edges[i + 1])) for i in range(rank, per_rank * world_size, world_size)]
+        self.ranges = batch_ranges(len(blocks), micro_batch_size, rank, world_size)
 
     def __len__(self) -> int:
         """Batches on this rank, the same on all."""

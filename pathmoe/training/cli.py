@@ -33,7 +33,7 @@ from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
 from pathmoe.training.stop_signals import stopping_at_once
-from pathmoe.training.trainer_requirements import check_accelerator, check_strategy
+from pathmoe.training.trainer_requirements import check_accelerator, check_callbacks, check_strategy
 from pathmoe.training.validation_figures import table, validation_rows
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_disabled=[PathMoEConfig])
@@ -133,6 +133,8 @@ class PathMoECLI(LightningCLI):
             best = BestCheckpoint(self.run_folder / BEST_CHECKPOINT)
             callbacks += [best, LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)]
         check_accelerator(config.get("accelerator", "auto"))
+        given = config.get("callbacks") or []
+        check_callbacks([*(given if isinstance(given, list) else [given]), *callbacks])
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:

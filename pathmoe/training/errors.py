@@ -128,8 +128,9 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
             raise SystemExit(2) from error
         fail(str(error))
     except ValueError as error:
-        if _is_ours(error):
-            fail(re.sub(r"\s+", " ", str(error)))
+        # The parser wraps what a callback that it makes has to say.
+        if ours := next((cause for cause in (error, error.__cause__) if cause and _is_ours(cause)), None):
+            fail(re.sub(r"\s+", " ", str(ours)))
         # From the parser, which makes the loggers and callbacks that were asked for.
         refused = re.search(r"Problem with given class_path '(.+)':\s*(.+)", str(error))
         if refused is None:

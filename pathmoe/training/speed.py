@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +61,21 @@ class SpeedMonitor(Callback):
         """Time since training started; of the parts before a resume, up to the checkpoint."""
         here = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._earlier_wall_seconds + here
+
+    @property
+    def seconds_so_far(self) -> float:
+        """`seconds`, and those of the micro-batch that is under way."""
+        return self.seconds + (0.0 if self._clock is None else time.perf_counter() - self._clock)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it time does not count as training, whichever callback is called first."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._clock is not None:
+                self._clock += time.perf_counter() - before
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what utilisation is measured against."""

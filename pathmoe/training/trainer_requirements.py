@@ -1,11 +1,13 @@
 """What training needs of Lightning's trainer, checked before anything is built or written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -30,6 +32,18 @@ def check_accelerator(accelerator: Any) -> None:
         raise ValueError(
             f"trainer.accelerator ({accelerator}) must be one of {', '.join(sorted(usable))} on this machine; change it"
         )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse a callback that is there twice, as files that append to the list may have it, and keeps a state.
+
+    Raises:
+        ValueError: that; a checkpoint holds one state for both.
+    """
+    keys = [callback.state_key for callback in callbacks if is_overridden("state_dict", callback, parent=Callback)]
+    for key in keys:
+        if (number := keys.count(key)) > 1:
+            raise ValueError(f"trainer.callbacks ({number} of {key}) must hold one; leave out a --config that adds it")
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -100,17 +100,20 @@ def test_routes_in_fp32_under_autocast(router: Path) -> None:
 @torch.no_grad()
 def test_returns_router_logits_of_the_layers_that_decide(router: Path) -> None:
     model = build(router)
-    output = model(tokens(2, 7), output_router_logits=True)
+    input_ids = tokens(2, 7)
+    output = model(input_ids, output_router_logits=True)
     assert len(output.routings) == 9
     deciding = [output.routings[layer] for layer in model.model.sharing.deciding_layers]
     assert len(output.router_logits) == len(deciding) == (2 if router.stem == "mono_b8" else 9)
     for logits_TE, routing in zip(output.router_logits, deciding, strict=True):
         assert logits_TE.shape == (14, 6)
         assert torch.equal(logits_TE, routing.logits_TE)
-    quiet = model(tokens(2, 7))
+    quiet = model(input_ids)
     assert quiet.router_logits is None
     # A router that is one matrix leaves its logits to the kernel.
     assert all((routing.logits_TE is None) == (model.config.router_type == "linear") for routing in quiet.routings)
+    for routing, recorded in zip(model(input_ids, keep_router_logits=True).routings, output.routings, strict=True):
+        assert torch.equal(routing.logits_TE, recorded.logits_TE)
 
 
 @every_router

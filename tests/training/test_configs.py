@@ -76,8 +76,12 @@ def test_everything_else(name: str, command_line: CommandLine) -> None:
     own = yaml.safe_load((config_folder() / f"{name}.yaml").read_text())
     for section, keys in own.items():
         for key, value in keys.items():
-            resolved = settings[section][key]
-            if isinstance(value, dict):
+            resolved = settings[section][key.removesuffix("+")]
+            if key.endswith("+"):
+                added = [callback["class_path"] for callback in resolved[-len(value) :]]
+                assert added == [callback["class_path"] for callback in value]
+                assert resolved[0]["class_path"] == "pathmoe_eval.closing.ClosingReport", "what there was stays"
+            elif isinstance(value, dict):
                 assert resolved["class_path"] == value["class_path"]
                 assert resolved["init_args"].items() >= value["init_args"].items()
             else:

@@ -49,6 +49,13 @@ VALIDATION_KEYS = {
     "val/adjacent_mutual_information_bits",
 }
 
+PATH_KEYS = {
+    *(f"paths/{name}" for name in ("tokens", "entropy_bits", "effective_paths", "distinct", "entropy_ceiling_bits")),
+    *(f"paths/{name}" for name in ("load_entropy", "max_over_mean_load", "dead_experts", "router_entropy_bits")),
+    *(f"paths/adjacent_{name}" for name in ("agreement", "agreement_by_chance", "mutual_information_bits")),
+    "paths/cost_share",
+}
+
 Rows = list[dict[str, float]]
 Fit = Callable[..., Any]
 
@@ -95,6 +102,49 @@ def test_a_csv_file_has_every_figure_of_every_step(fit: Fit, losses: Path, tmp_p
         assert row["train/tokens_per_second"] > 0
         assert row["train/mfu"] > 0
         assert row["train/peak_memory_gib"] > 0.05
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_every_logger_gets_the_figures_of_a_monitored_slice(
+    fit: Fit, losses: Path, tmp_path: Path, logger: str
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Steps that training's own figures are logged at do not matter.
+    flags = ["--trainer.callbacks.every_n_steps", "2", "--trainer.log_every_n_steps", "3"]
+    folder = run(fit, tmp_path, "--config", losses, "--config", logger, "--config", "paths", *flags)
+    assert len(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]) == 2
+    assert (folder / "summary.json").is_file(), "the report of the smallest size is still there"
+    if logger == "csv":
+        with (folder / "csv" / "version_0" / "metrics.csv").open() as lines:
+            looks = [row for row in csv.DictReader(lines) if row["paths/tokens"]]
+        found = {name: [float(row[name]) for row in looks] for name in looks[0] if name.startswith("paths/")}
+        steps = [int(row["step"]) for row in looks]
+    else:
+        events = EventAccumulator(str(folder / "tensorboard" / "version_0"))
+        events.Reload()
+        names = [name for name in events.Tags()["scalars"] if name.startswith("paths/")]
+        found = {name: [event.value for event in events.Scalars(name)] for name in names}
+        steps = [event.step for event in events.Scalars("paths/tokens")]
+    assert steps == [1, 3, 5]
+    assert found.keys() == PATH_KEYS
+    # Two global batches of two micro-batches of two blocks of 32 tokens.
+    assert found["paths/tokens"] == [256] * 3
+    assert all(0 < share < 5 for share in found["paths/cost_share"])
+
+
+def test_a_monitor_that_two_files_append_is_refused_in_one_line(fit: Fit, tmp_path: Path) -> None:
+    ended = fit("--config", "paths", "--config", "paths")
+    line = "error: trainer.callbacks (2 of PathMonitor) must hold one; leave out a --config that adds it\n"
+    assert (ended.status, ended.err) == (2, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_monitor_with_a_wrong_number_is_refused_in_one_line(fit: Fit, tmp_path: Path) -> None:
+    ended = fit("--config", "paths", "--trainer.callbacks.every_n_steps", "0")
+    line = "error: every_n_steps (0) of PathMonitor must be at least 1; raise it\n"
+    assert (ended.status, ended.err) == (2, line)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_holds_what_the_csv_file_holds(fit: Fit, losses: Path, tmp_path: Path) -> None:

@@ -85,6 +85,28 @@ def test_speed_counts_waiting_for_data_and_neither_validation_nor_checkpoints(mo
     assert run.logged[-1]["train/mfu"] == pytest.approx(30 * flops / 1e9)
 
 
+def test_a_pause_is_no_training_before_or_after_the_step_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Clock(monkeypatch))
+    run.step(waiting=0, seconds=2)
+    with run.monitor.paused():
+        run.clock.now += 100
+    batch = {"input_ids": torch.zeros(3, 10), "micro_batch": 0}
+    run.monitor.on_train_batch_start(run.trainer, run.module, batch, 0)
+    run.clock.now += 3
+    assert run.monitor.seconds_so_far == pytest.approx(2 + 3)
+    with pytest.raises(KeyError), run.monitor.paused():
+        run.clock.now += 100
+        raise KeyError
+    assert run.monitor.seconds_so_far == pytest.approx(2 + 3)
+    run.monitor.on_train_batch_end(run.trainer, run.module, None, batch, 0)
+    assert run.monitor.seconds == run.monitor.seconds_so_far == pytest.approx(2 + 3)
+    assert [row["train/tokens_per_second"] for row in run.logged] == pytest.approx([2 * 30 / 2, 2 * 30 / 3])
+    run.monitor.on_validation_start(run.trainer, run.module)
+    with run.monitor.paused():
+        run.clock.now += 100
+    assert run.monitor.seconds_so_far == pytest.approx(2 + 3)
+
+
 def test_a_row_covers_the_micro_batches_and_steps_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(Clock(monkeypatch), accumulate=2, log_every_n_steps=3)
     for step in range(6):

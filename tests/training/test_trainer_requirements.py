@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.training.module import PathMoEModule
-from pathmoe.training.trainer_requirements import check_accelerator, check_strategy, check_trainer
+from pathmoe.training.speed import SpeedMonitor
+from pathmoe.training.trainer_requirements import check_accelerator, check_callbacks, check_strategy, check_trainer
 
 
 def trainer(**settings: Any) -> Trainer:
@@ -29,6 +31,13 @@ def test_names_the_accelerators_that_are_there(monkeypatch: pytest.MonkeyPatch) 
     message = r"^trainer\.accelerator \(tpu\) must be one of auto, cpu, cuda, gpu on this machine; change it$"
     with pytest.raises(ValueError, match=message):
         check_accelerator("tpu")
+
+
+def test_refuses_two_callbacks_whose_states_a_checkpoint_would_mix_up() -> None:
+    check_callbacks([SpeedMonitor(), LearningRateMonitor(), LearningRateMonitor()])
+    message = r"^trainer\.callbacks \(2 of SpeedMonitor\) must hold one; leave out a --config that adds it$"
+    with pytest.raises(ValueError, match=message):
+        check_callbacks([SpeedMonitor(), LearningRateMonitor(), SpeedMonitor()])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
