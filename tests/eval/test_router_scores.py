@@ -192,3 +192,12 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_the_callers_logits_stay_as_they_are(num_tokens):
+    logits_NLE = np.random.default_rng(1).standard_normal((num_tokens, 1, 4))
+    kept_NLE = logits_NLE.copy()
+    model = {"num_layers": 1, "num_experts": 4, "num_experts_per_tok": 2, "score_function": "softmax"}
+    summed(model, (logits_NLE, np.zeros((num_tokens, 1, 2), dtype=int)))
+    np.testing.assert_array_equal(logits_NLE, kept_NLE)
