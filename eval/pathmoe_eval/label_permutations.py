@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.joint_counts import JointTable
+from pathmoe_eval.path_class_counts import JointTable
 
 _MAX_TOKENS = 10**9
 _LABELS_AT_ONCE = 1 << 20

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.context_sample import NO_TOKEN, sample_contexts, token_contexts
-from pathmoe_eval.joint_counts import FrequentPaths, checked_class_ids
+from pathmoe_eval.path_class_counts import FrequentPaths, checked_class_ids
 from pathmoe_eval.paths import select_paths
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.joint_counts import FrequentPaths, JointCounts, JointTable, checked_class_ids
 from pathmoe_eval.label_permutations import AgainstPermutations, against_permutations
+from pathmoe_eval.path_class_counts import FrequentPaths, JointTable, PathClassCounts, checked_class_ids
 from pathmoe_eval.paths import check_mergeable, check_not_empty, check_range, select_paths
 
 _MAX_VOCAB = 1 << 32
@@ -106,8 +106,8 @@ class SeparationCounts:
         self.num_experts = num_experts
         self._blocks = blocks_of_layers(routers)
         parts = {(0, num_layers), *self._blocks, *((layer, layer + 1) for layer in range(num_layers))}
-        self._counts = {part: JointCounts(num_layers=part[1] - part[0], num_experts=num_experts) for part in parts}
-        self._token_ids = JointCounts(num_layers=1, num_experts=_MAX_VOCAB)
+        self._counts = {part: PathClassCounts(num_layers=part[1] - part[0], num_experts=num_experts) for part in parts}
+        self._token_ids = PathClassCounts(num_layers=1, num_experts=_MAX_VOCAB)
 
     def update(
         self,

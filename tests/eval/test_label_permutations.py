@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe_eval.joint_counts import JointCounts
 from pathmoe_eval.label_permutations import AgainstPermutations, against_permutations
+from pathmoe_eval.path_class_counts import PathClassCounts
 
 
 def entropy(symbols):
@@ -27,7 +27,7 @@ def brute_force(paths, labels):
 
 
 def table_of(paths, labels):
-    counts = JointCounts(num_layers=1, num_experts=max(paths) + 1)
+    counts = PathClassCounts(num_layers=1, num_experts=max(paths) + 1)
     counts.update(np.array(paths)[:, None], np.array(labels))
     return counts.table()
 
@@ -107,7 +107,7 @@ def test_the_seed_decides():
 
 
 def test_more_tokens_than_can_be_drawn():
-    counts = JointCounts(num_layers=1, num_experts=2)
+    counts = PathClassCounts(num_layers=1, num_experts=2)
     counts.update(np.array([[0], [1]]), np.array([0, 1]))
     for _ in range(29):
         counts.merge(counts)

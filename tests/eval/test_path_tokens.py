@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pathmoe.data.tokenizer import train_bpe
-from pathmoe_eval.joint_counts import JointCounts
+from pathmoe_eval.path_class_counts import PathClassCounts
 from pathmoe_eval.path_tokens import Context, PathTokenCounts, visible
 
 NAMES = ("zero", "one", "two")
@@ -30,7 +30,7 @@ def cases(draw):
 
 
 def frequent_of(path_ids_NL, num_paths):
-    counts = JointCounts(num_layers=path_ids_NL.shape[1], num_experts=3)
+    counts = PathClassCounts(num_layers=path_ids_NL.shape[1], num_experts=3)
     counts.update(path_ids_NL, np.zeros(len(path_ids_NL), dtype=np.int64))
     return counts.most_frequent(num_paths)
 
@@ -114,7 +114,7 @@ def test_a_path_of_many_layers_and_experts_is_told_from_its_neighbours():
     rng = np.random.default_rng(0)
     path_N40 = np.repeat(rng.integers(0, 60_000, (1, 40)), 41, axis=0).astype(np.uint16)
     path_N40[np.arange(40), np.arange(40)] += 1
-    counts = JointCounts(num_layers=40, num_experts=65536)
+    counts = PathClassCounts(num_layers=40, num_experts=65536)
     counts.update(np.concatenate([path_N40, path_N40[-1:]]), np.zeros(42, dtype=np.int64))
     tokens = PathTokenCounts(counts.most_frequent(1))
     tokens.update(np.concatenate([path_N40, path_N40[-1:]]), np.arange(42))

@@ -63,7 +63,7 @@ class FrequentPaths:
     """Tokens of the sample."""
 
 
-class JointCounts:
+class PathClassCounts:
     """Counts from batches of any size, in memory proportional to the distinct (path, class) pairs seen.
 
     Nothing is hashed. The result does not depend on the order of the tokens or on how they were batched or merged.
@@ -96,7 +96,7 @@ class JointCounts:
         class_ids_N = checked_class_ids(class_ids_N, len(path_ids_NL))
         self._append(*_count(self._pack(path_ids_NL, class_ids_N)))
 
-    def merge(self, other: JointCounts) -> None:
+    def merge(self, other: PathClassCounts) -> None:
         """Add everything that `other`, of the same num_layers and num_experts, has counted; `other` keeps its counts.
 
         Raises:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pathmoe_eval.joint_counts import JointCounts
+from pathmoe_eval.path_class_counts import PathClassCounts
 
 
 @st.composite
@@ -27,7 +27,7 @@ def cases(draw):
 
 
 def counted(num_experts, path_ids_NL, class_ids_N):
-    counts = JointCounts(num_layers=path_ids_NL.shape[1], num_experts=num_experts)
+    counts = PathClassCounts(num_layers=path_ids_NL.shape[1], num_experts=num_experts)
     counts.update(path_ids_NL, class_ids_N)
     return counts
 
@@ -77,7 +77,7 @@ def test_batching_order_and_merging_change_nothing(case, data):
     num_tokens, num_layers = path_ids_NL.shape
     order_N = np.array(data.draw(st.permutations(range(num_tokens))), dtype=np.int64)
     cuts = sorted(data.draw(st.lists(st.integers(0, num_tokens), max_size=4)))
-    halves = [JointCounts(num_layers=num_layers, num_experts=num_experts) for _ in range(2)]
+    halves = [PathClassCounts(num_layers=num_layers, num_experts=num_experts) for _ in range(2)]
     for index, batch_N in enumerate(np.split(order_N, cuts)):
         halves[index % 2].update(path_ids_NL[batch_N], class_ids_N[batch_N])
     halves[0].merge(halves[1])
@@ -86,13 +86,13 @@ def test_batching_order_and_merging_change_nothing(case, data):
 
 
 def test_many_compactions_equal_one_pass(monkeypatch):
-    monkeypatch.setattr("pathmoe_eval.joint_counts._MIN_PENDING_PAIRS", 8)
+    monkeypatch.setattr("pathmoe_eval.path_class_counts._MIN_PENDING_PAIRS", 8)
     rng = np.random.default_rng(1)
     path_ids_NL, class_ids_N = (
         rng.integers(0, 16, (4000, 24)) // rng.integers(1, 17, (4000, 1)),
         rng.integers(0, 5, 4000),
     )
-    counts = JointCounts(num_layers=24, num_experts=16)
+    counts = PathClassCounts(num_layers=24, num_experts=16)
     for batch_N in np.array_split(np.arange(4000), 300):
         counts.update(path_ids_NL[batch_N], class_ids_N[batch_N])
     assert same(counts.table(), counted(16, path_ids_NL, class_ids_N).table())
@@ -121,7 +121,7 @@ def test_every_layer_and_every_bit_tells_paths_apart(num_experts, layers):
 def test_memory_is_bounded_by_distinct_pairs_not_tokens():
     rng = np.random.default_rng(5)
     path_ids_NL, class_ids_N = rng.integers(0, 2, (2000, 8), dtype=np.int8), rng.integers(0, 3, 2000)
-    counts = JointCounts(num_layers=8, num_experts=2)
+    counts = PathClassCounts(num_layers=8, num_experts=2)
     tracemalloc.start()
     for _ in range(1000):
         counts.update(path_ids_NL, class_ids_N)
@@ -133,7 +133,7 @@ def test_memory_is_bounded_by_distinct_pairs_not_tokens():
 
 
 def counts_with(num_layers=2, num_experts=4):
-    return JointCounts(num_layers=num_layers, num_experts=num_experts)
+    return PathClassCounts(num_layers=num_layers, num_experts=num_experts)
 
 
 GOOD = np.zeros((3, 2), dtype=np.int64)
