@@ -38,9 +38,9 @@ class MoELayer:
 def moe_layers(model: nn.Module) -> tuple[MoELayer, ...]:
     """The MoE layers of a transformers model, in order of depth; dense layers are left out.
 
-    Routers are instances of the class that the model declares in `_can_record_outputs["router_logits"]`. Experts are the
-    modules that transformers' experts interface serves, and others named `experts` whose forward takes the same three
-    arguments under the same names.
+    Experts are the modules that transformers' experts interface serves, and others named `experts` whose forward takes
+    the same three arguments under the same names. The router beside them is an instance of the class that the model
+    declares in `_can_record_outputs["router_logits"]`; ours is the one that decides for the layer.
 
     Raises:
         ValueError: no routers; experts that are not handed ids and weights; experts that are sharded.
@@ -55,10 +55,9 @@ def moe_layers(model: nn.Module) -> tuple[MoELayer, ...]:
             raise ValueError(
                 f"model ({kind}) must have whole experts, and {name} is sharded; load it without expert parallelism"
             )
-    routers = _our_routers(model) or [(None, index) for index in range(len(found))]
+    routers: list[tuple[nn.Module | None, int]] = _our_routers(model) or [(None, index) for index in range(len(found))]
     return tuple(
-        _moe_layer(name, model, declared, ours, index)
-        for (name, _), (ours, index) in zip(found, routers, strict=True)
+        _moe_layer(name, model, declared, ours, index) for (name, _), (ours, index) in zip(found, routers, strict=True)
     )
 
 
@@ -104,7 +103,7 @@ def _num_experts(experts: nn.Module) -> int:
     return num_experts
 
 
-def _our_routers(model: nn.Module) -> list[tuple[nn.Module, int]]:
+def _our_routers(model: nn.Module) -> list[tuple[nn.Module | None, int]]:
     """Our routers and their indices by layer; nothing for other models."""
     return [
         (module.routers[router], router)
@@ -143,10 +142,12 @@ def _no_experts(model: nn.Module, declared: dict[type[nn.Module], int]) -> str:
     if router is None:
         return f"model ({kind}) must have routers; pass a mixture-of-experts model of transformers"
     return (
-        f"model ({kind}) must hand {', '.join(_EXPERTS_CALL)} to a module of experts, and what {router} decides is used "
-        "otherwise; pass a model of another family"
+        f"model ({kind}) must hand {', '.join(_EXPERTS_CALL)} to a module of experts, and what {router} decides is "
+        "used otherwise; pass a model of another family"
     )
 
 
 def _instances(model: nn.Module, classes: tuple[type[nn.Module], ...]) -> Iterator[str]:
-    return (f"{name} ({type(module).__name__})" for name, module in model.named_modules() if isinstance(module, classes))
+    return (
+        f"{name} ({type(module).__name__})" for name, module in model.named_modules() if isinstance(module, classes)
+    )

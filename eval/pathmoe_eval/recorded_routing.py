@@ -35,8 +35,8 @@ class RecordedRouting:
     """
 
     expert_ids_NLK: NDArray[np.unsignedinteger]
-    """Experts of each token in each layer, uint8 where that holds them, highest weight first; equal weights in the order
-    that the router gave."""
+    """Experts of each token in each layer, uint8 where that holds them, highest weight first; equal weights stay in the
+    order that the router gave."""
     weights_NLK: NDArray[np.float32] | None
     """What the output of each of these experts was multiplied by, if recorded."""
     logits_NLE: NDArray[np.float32] | None
@@ -50,7 +50,7 @@ class RecordedRouting:
         return tuple(batch * length for batch, length in self.shapes)
 
     def rows_by_sequence(self) -> NDArray[np.int64]:
-        """Row [B, S] of each position of each sequence, for forwards that continue one batch, as those of `generate` do.
+        """Row [B, S] of each position of each sequence, for forwards that continue one batch, as `generate` runs them.
 
         Position s is that of the input token: `expert_ids_NLK[rows_BS]` [B, S, L, K] lines up with what `generate`
         returned but for its last column, which was never an input. Under beam search, a batch element holds another
@@ -61,7 +61,9 @@ class RecordedRouting:
         """
         sizes = sorted({batch for batch, _ in self.shapes})
         if len(sizes) != 1:
-            raise ValueError(f"shapes (batch sizes {sizes}) must have one batch size; take the routing after each batch")
+            raise ValueError(
+                f"shapes (batch sizes {sizes}) must have one batch size; take the routing after each batch"
+            )
         starts = np.cumsum([0, *self.num_tokens[:-1]])
         rows = [
             start + np.arange(batch * length).reshape(batch, length)

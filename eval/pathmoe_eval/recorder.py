@@ -31,8 +31,8 @@ class RoutingRecorder:
     gradient checkpointing computes again in the backward pass is no forward, nor is one that raised. A layer that takes
     over another's decision is recorded like any other. Several recorders may record one model.
 
-    Under torch.compile, recording runs outside of the graphs and cuts them at each MoE layer, so `fullgraph=True` raises.
-    A model that was compiled and called before the recorder began keeps to its graphs, unseen, and `take` raises.
+    Under torch.compile, recording runs outside of the graphs and cuts them at each MoE layer, so that `fullgraph=True`
+    raises. A model that was compiled and called before the recorder began may keep to its graphs; then `take` raises.
     """
 
     def __init__(self, model: nn.Module, *, weights: bool = False, logits: bool = False) -> None:
@@ -41,8 +41,9 @@ class RoutingRecorder:
         Args:
             model: a transformers model with routers, wrapped or not.
             weights: record the weights too.
-            logits: record the router logits too. They are what the router returns, or for our fused kernel, which keeps
-                them to itself, what the router's formula gives for what the kernel was handed.
+            logits: record the router logits too. They are what the model declares to be its router's logits (Gemma 4
+                declares scores), or for our fused kernel, which keeps them to itself, what the router's formula gives
+                for what the kernel was handed.
 
         Raises:
             ValueError: see `moe_layers`; layers of different numbers of experts; logits of a router that the model does
@@ -123,8 +124,8 @@ class RoutingRecorder:
         # In a backward pass, this is a checkpoint around the whole model that is computed again. Where checkpoints are
         # around its layers, those are called while no forward is under way.
         is_recomputation = torch._C._current_graph_task_id() != -1
-        empty: list[list[Any]] = [[] for _ in self.layers]
-        self._under_way = None if is_recomputation else _UnderWay(empty, [[] for _ in self.layers])
+        layers = range(len(self.layers))
+        self._under_way = None if is_recomputation else _UnderWay([[] for _ in layers], [[] for _ in layers])
 
     @torch.compiler.disable
     def _see_experts(self, layer: int, experts: nn.Module, args: tuple[Any, ...]) -> None:
@@ -170,14 +171,21 @@ class RoutingRecorder:
         )
 
     def _check(self, seen: _UnderWay, num_tokens: int) -> None:
-        """Raise unless each layer handed its experts the ids and weights of all tokens once."""
-        for layer, calls in zip(self.layers, seen.expert_calls, strict=True):
+        """Raise unless each layer handed its experts the ids and weights of all tokens once, and has their logits."""
+        first = seen.expert_calls[0]
+        num_experts_per_tok = first[0][0].shape[-1] if first and first[0] else 0
+        for layer, calls, logits in zip(self.layers, seen.expert_calls, seen.logits, strict=True):
             found = [[list(tensor.shape) for tensor in call] for call in calls]
-            num_experts_per_tok = found[0][0][-1] if found and found[0] else 0
             if found != [[[num_tokens, num_experts_per_tok]] * 2]:
                 raise ValueError(
-                    f"model ({self._kind}) must call {layer.name} once in a forward, with ids and weights of "
-                    f"{num_tokens} tokens, not {found}; record a part of it whose MoE layers all see each token"
+                    f"model ({self._kind}) must call {layer.name} once in a forward, with ids and weights "
+                    f"[{num_tokens}, {num_experts_per_tok}], not {found}; record a part where layers see all"
+                )
+            of_router = [list(logits_TE.shape) for logits_TE in logits]
+            if self._keeps_logits and of_router != [[num_tokens, self.num_experts]]:
+                raise ValueError(
+                    f"model ({self._kind}) must give {layer.name} router logits [{num_tokens}, {self.num_experts}], "
+                    f"not {of_router}; leave logits out"
                 )
 
 
