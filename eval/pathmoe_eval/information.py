@@ -1,6 +1,6 @@
 """What a token's top-1 expert in one layer says about its expert in another: mutual information, free of naming."""
 
-# Shapes: L MoE layers, P pairs of layers, A = L - 1 adjacent pairs, E experts.
+# Shapes: L MoE layers, P pairs of layers, A = L - 1 adjacent pairs, E experts, B experts that have tokens.
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pathmoe_eval.agreement import mutual_information_bits
 from pathmoe_eval.expert_sets import check_some_tokens
@@ -69,7 +68,10 @@ def layer_information(counts: JointCounts, router_of_layer: Sequence[int]) -> La
         for (plug_in, _), (first, second) in zip(bits_P, counts.pairs, strict=True)
     ]
     adjacent = [index for index, (first, second) in enumerate(counts.pairs) if second == first + 1]
-    nulls = [_permuted_bits(counts.top1_PEE[index]) for index in adjacent]
+    nulls = [
+        [mutual_information_bits(table_AB)[0] for table_AB in permuted_tables(joint_EE, seed)]
+        for seed, joint_EE in enumerate(counts.adjacent_top1())
+    ]
     has_all = counts.has_all_pairs
     return LayerInformation(
         num_tokens=counts.num_tokens,
@@ -89,7 +91,3 @@ def layer_information(counts: JointCounts, router_of_layer: Sequence[int]) -> La
 
 def _normalised(bits: float, entropy_bits: float) -> float | None:
     return min(1.0, bits / entropy_bits) if entropy_bits > 0 else None
-
-
-def _permuted_bits(joint_EE: NDArray[np.int64]) -> list[float]:
-    return [mutual_information_bits(table_AB)[0] for table_AB in permuted_tables(joint_EE)]

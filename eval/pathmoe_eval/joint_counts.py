@@ -106,12 +106,12 @@ def _bit_planes(masks_WN: NDArray[np.unsignedinteger], num_experts: int) -> NDAr
     return np.packbits(bits_EN, axis=1).view(np.uint64)
 
 
-def _count_sets_by_ids(ids_KLN: NDArray[np.int64], sets_AEE: NDArray[np.int64]) -> None:
+def _count_sets_by_ids(ids_KLN: NDArray[np.integer], sets_AEE: NDArray[np.int64]) -> None:
     """The same from the ids themselves: work of num_experts_per_tok^2 a token."""
     for layer, joint_EE in enumerate(sets_AEE):
         for ids_N in ids_KLN[:, layer]:
             _count((ids_N * len(joint_EE) + ids_KLN[:, layer + 1]).ravel(), joint_EE)
 
 
-def _count(cells_N: NDArray[np.int64], joint_EE: NDArray[np.int64]) -> None:
+def _count(cells_N: NDArray[np.integer], joint_EE: NDArray[np.int64]) -> None:
     joint_EE += np.bincount(cells_N, minlength=joint_EE.size).reshape(joint_EE.shape)

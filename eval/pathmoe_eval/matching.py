@@ -1,6 +1,6 @@
 """Overlap of layers after the best matching of their expert indices: agreement that does not depend on naming."""
 
-# Shapes: L MoE layers, P pairs of layers, A = L - 1 adjacent pairs, E experts.
+# Shapes: L MoE layers, P pairs of layers, A = L - 1 adjacent pairs, E experts, B experts that have tokens.
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def layer_matching(counts: JointCounts, router_of_layer: Sequence[int]) -> Layer
     num_tokens, num_picks = counts.num_tokens, counts.num_tokens * counts.shape.num_experts_per_tok
     agreement_P = [best_matching(joint_EE) / num_tokens for joint_EE in counts.top1_PEE]
     adjacent_AEE = counts.adjacent_top1()
-    nulls = [[best_matching(table) / num_tokens for table in permuted_tables(joint_EE)] for joint_EE in adjacent_AEE]
+    nulls = [
+        [best_matching(table_AB) / num_tokens for table_AB in permuted_tables(joint_EE, seed)]
+        for seed, joint_EE in enumerate(adjacent_AEE)
+    ]
     is_adjacent = [second == first + 1 for first, second in counts.pairs]
     return LayerMatching(
         num_tokens=num_tokens,
@@ -89,4 +92,4 @@ def _expected_matching(joint_EE: NDArray[np.int64], num_picks: int) -> float:
     """Best matching of the product of two loads, which pairs them in order of size (rearrangement inequality)."""
     total = joint_EE.sum()
     first_E, second_E = (np.sort(joint_EE.sum(axis=axis)) / total for axis in (1, 0))
-    return float(first_E @ second_E) * total / num_picks
+    return float(first_E @ second_E * total / num_picks)

@@ -11,10 +11,8 @@ from scipy.stats import random_table
 NUM_PERMUTATIONS = 19
 """The highest of 19 null figures is exceeded by chance one time in 20."""
 
-_SEED = 0
 
-
-def permuted_tables(joint_EE: NDArray[np.int64]) -> NDArray[np.int64]:
+def permuted_tables(joint_EE: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Tables with the row and column sums of `joint_EE`, each drawn as one seeded permutation of the tokens gives it.
 
     Permuting the tokens of one layer leaves both layers' loads and makes them independent; its joint counts follow the
@@ -23,12 +21,17 @@ def permuted_tables(joint_EE: NDArray[np.int64]) -> NDArray[np.int64]:
 
     Args:
         joint_EE: int64 [experts, experts], not all 0.
+        seed: of the draws; pairs of layers take different ones, so that their nulls do not err together.
 
     Returns:
         int64 [permutations, rows with tokens, columns with tokens].
     """
     load_A, load_B = (_sorted_load(joint_EE.sum(axis=axis)) for axis in (1, 0))
-    rng = np.random.default_rng(_SEED)
+    shape_RAB = (NUM_PERMUTATIONS, len(load_A), len(load_B))
+    if 1 in shape_RAB[1:]:
+        # Nothing is left to chance, and scipy's tables of one row or column have negative counts (1.17).
+        return np.broadcast_to(np.outer(load_A, load_B) // load_A.sum(), shape_RAB)
+    rng = np.random.default_rng(seed)
     tables_RAB: NDArray[np.int64] = random_table.rvs(
         load_A, load_B, size=NUM_PERMUTATIONS, method="patefield", random_state=rng
     )
