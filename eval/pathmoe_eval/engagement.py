@@ -130,13 +130,13 @@ class EngagementCounts:
         # From the top: tokens whose longest run has at least m layers.
         at_least_M = np.cumsum(self._longest_2M1[scope, :0:-1])[::-1]
         top1_runs, topk_runs = (run_statistics(windows_LM, blocks) for windows_LM in self._windows_2LM)
-        top1_LE, topk_LE = self._loads_2LE / self.num_tokens
+        top1_LE, taken_LE = self._loads_2LE / self.num_tokens
         uniform_LE = np.full_like(top1_LE, 1 / self.shape.num_experts)
         return EngagementInScope(
             observed=EngagementFigures(
                 token_share=tuple((at_least_M / self.num_tokens).tolist()), top1_runs=top1_runs, topk_runs=topk_runs
             ),
-            null_loads=_null(top1_LE, topk_LE, blocks),
+            null_loads=_null(top1_LE, taken_LE, blocks),
             null_uniform=_null(uniform_LE, uniform_LE * self.shape.num_experts_per_tok, blocks),
         )
 
@@ -173,9 +173,9 @@ def _add_windows(masks_WLN: NDArray[np.unsignedinteger], windows_LM: NDArray[np.
         windows_LM[: len(windows_L), length - 1] += windows_L
 
 
-def _null(top1_LE: NDArray[np.float64], topk_LE: NDArray[np.float64], blocks: Sequence[range]) -> EngagementFigures:
+def _null(top1_LE: NDArray[np.float64], taken_LE: NDArray[np.float64], blocks: Sequence[range]) -> EngagementFigures:
     return EngagementFigures(
         token_share=tuple(longest_run_null(top1_LE, blocks).tolist()),
         top1_runs=run_statistics(expected_windows(top1_LE), blocks),
-        topk_runs=run_statistics(expected_windows(topk_LE), blocks),
+        topk_runs=run_statistics(expected_windows(taken_LE), blocks),
     )

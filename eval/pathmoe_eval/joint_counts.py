@@ -22,6 +22,13 @@ class JointCounts:
 
     Top-1 experts are counted for all pairs of layers, or for adjacent pairs only where the tables of all would take
     more than 256 MiB (num_layers (num_layers - 1) / 2 tables of num_experts^2 counts); top-k sets for adjacent pairs.
+
+    Attributes:
+        shape: of the routing.
+        num_tokens: tokens that were counted.
+        pairs: the pairs of layers (l, m), l < m, that `top1_PEE` counts.
+        top1_PEE: tokens whose top-1 expert is e in the first layer of a pair and f in the second.
+        sets_AEE: tokens whose top-k set has e in layer l and f in layer l + 1.
     """
 
     def __init__(self, *, num_layers: int, num_experts: int, num_experts_per_tok: int) -> None:
@@ -35,12 +42,9 @@ class JointCounts:
         if len(pairs) * num_experts**2 > _MAX_CELLS:
             pairs = tuple((layer, layer + 1) for layer in range(num_layers - 1))
         self.pairs = pairs
-        """The pairs (l, m), l < m, that `top1_PEE` counts."""
         self.num_tokens = 0
         self.top1_PEE = np.zeros((len(pairs), num_experts, num_experts), dtype=np.int64)
-        """Tokens whose top-1 expert is e in the first layer of the pair and f in the second."""
         self.sets_AEE = np.zeros((num_layers - 1, num_experts, num_experts), dtype=np.int64)
-        """Tokens whose top-k set has e in layer l and f in layer l + 1."""
 
     @property
     def has_all_pairs(self) -> bool:

@@ -5,7 +5,7 @@ is a window that no layer before or after extends. A run of r layers holds r - m
 windows give the lengths of all runs; and of windows, unlike of runs, chance is a simple product.
 """
 
-# Shapes: L MoE layers, M = L lengths 1, ..., L, B blocks of layers, E experts, C lengths of the run that a layer is in.
+# Shapes: L MoE layers, M = L lengths 1, ..., L, B blocks of layers, E experts, C lengths of a run that goes on.
 
 from __future__ import annotations
 
@@ -85,21 +85,27 @@ def longest_run_null(share_LE: NDArray[np.float64], blocks: Sequence[range]) -> 
         share_LE: probability of each expert in each layer; rows sum to 1.
         blocks: as in `run_statistics`.
     """
-    lengths = range(1, len(share_LE) + 1)
-    none_M = [np.prod([_no_run(share_LE[block.start : block.stop], length) for block in blocks]) for length in lengths]
-    return 1.0 - np.array(none_M)
+    probability_M = np.zeros(len(share_LE))
+    for length in range(1, len(share_LE) + 1):
+        for block in blocks:
+            # Some run in the blocks so far, or in this one and in none so far: no small probability is taken from 1.
+            none_so_far = 1.0 - probability_M[length - 1]
+            probability_M[length - 1] += none_so_far * _some_run(share_LE[block.start : block.stop], length)
+    return probability_M
 
 
-def _no_run(share_LE: NDArray[np.float64], length: int) -> float:
-    """Probability that no run of `length` layers occurs."""
+def _some_run(share_LE: NDArray[np.float64], length: int) -> float:
+    """Probability that some run reaches `length` layers."""
     if length > len(share_LE):
-        return 1.0
-    state_CE = np.zeros((length - 1, share_LE.shape[1]))
-    if length == 1:
         return 0.0
+    if length == 1:
+        return 1.0
+    reached = 0.0
+    state_CE = np.zeros((length - 1, share_LE.shape[1]))
     state_CE[0] = share_LE[0]
     for share_E in share_LE[1:]:
+        reached += float(state_CE[-1] @ share_E)
         here_E = state_CE.sum(axis=0)
         state_CE[1:] = state_CE[:-1] * share_E
         state_CE[0] = (here_E.sum() - here_E) * share_E
-    return float(state_CE.sum())
+    return reached

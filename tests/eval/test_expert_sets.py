@@ -1,6 +1,6 @@
 """Bit masks of expert sets against Python sets, and what is refused."""
 
-# Shapes: N tokens, L MoE layers, K experts per token, W words of a set.
+# Shapes: N tokens, L MoE layers, E experts, K experts per token, W words of a set.
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """Run statistics from window counts against runs found one by one, and nulls against enumeration and closed forms."""
 
-# Shapes: L MoE layers, M = L lengths, E experts.
+# Shapes: L MoE layers, M = L lengths, E experts, R pairs of a token and an expert.
 
 from itertools import groupby, pairwise, product
 
@@ -84,7 +84,7 @@ def test_uniform_loads_are_runs_of_coin_tosses():
                 none[n] = 1 - keep**successes
             elif n > successes:
                 none[n] = none[n - 1] - (1 - keep) * keep**successes * none[n - successes - 1]
-        assert null_M[length - 1] == pytest.approx(1 - none[num_layers - 1], rel=1e-6, abs=1e-12)
+        assert null_M[length - 1] == pytest.approx(1 - none[num_layers - 1], rel=1e-9, abs=1e-12)
 
 
 def test_uniform_loads_have_geometric_runs_far_from_the_last_layer():
@@ -93,6 +93,12 @@ def test_uniform_loads_have_geometric_runs_far_from_the_last_layer():
     assert result.mean_length == pytest.approx(1 / (1 - share), rel=2 / num_layers)
     expected = [share ** (m - 1) for m in range(1, 6)]
     assert result.run_share[:5] == pytest.approx(expected, rel=10 / num_layers)
+
+
+def test_rare_runs_keep_their_digits():
+    # all of 12 layers with the same of 16 experts
+    null_M = longest_run_null(np.full((12, 16), 1 / 16), (range(12),))
+    assert null_M[-1] == pytest.approx(16.0**-11, rel=1e-12, abs=0)
 
 
 def test_one_expert_is_kept_throughout():
