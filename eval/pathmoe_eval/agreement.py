@@ -108,23 +108,31 @@ class AdjacentCounts:
         Raises:
             ValueError: no token was counted.
         """
-        num_tokens = int(self._joint_AEE[0].sum())
-        check_not_empty(num_tokens)
-        agreement = [int(np.trace(joint_EE)) / num_tokens for joint_EE in self._joint_AEE]
-        null = [_agreement_null(joint_EE) for joint_EE in self._joint_AEE]
-        information = [mutual_information_bits(joint_EE) for joint_EE in self._joint_AEE]
-        plug_in, corrected = zip(*information, strict=True)
-        return AdjacentAgreement(
-            num_tokens=num_tokens,
-            agreement=tuple(agreement),
-            agreement_null=tuple(null),
-            mutual_information_bits=plug_in,
-            mutual_information_corrected_bits=corrected,
-            mean_agreement=float(np.mean(agreement)),
-            mean_agreement_null=float(np.mean(null)),
-            mean_mutual_information_bits=float(np.mean(plug_in)),
-            mean_mutual_information_corrected_bits=float(np.mean(corrected)),
-        )
+        check_not_empty(int(self._joint_AEE[0].sum()))
+        return agreement_of_joint_counts(self._joint_AEE)
+
+
+def agreement_of_joint_counts(joint_AEE: NDArray[np.int64]) -> AdjacentAgreement:
+    """Agreement and mutual information of adjacent layers from the joint counts of their top-1 experts.
+
+    Args:
+        joint_AEE: int64 [pairs of adjacent layers, experts of the first, experts of the second], of at least one token.
+    """
+    num_tokens = int(joint_AEE[0].sum())
+    agreement = [int(np.trace(joint_EE)) / num_tokens for joint_EE in joint_AEE]
+    null = [_agreement_null(joint_EE) for joint_EE in joint_AEE]
+    plug_in, corrected = zip(*(mutual_information_bits(joint_EE) for joint_EE in joint_AEE), strict=True)
+    return AdjacentAgreement(
+        num_tokens=num_tokens,
+        agreement=tuple(agreement),
+        agreement_null=tuple(null),
+        mutual_information_bits=plug_in,
+        mutual_information_corrected_bits=corrected,
+        mean_agreement=float(np.mean(agreement)),
+        mean_agreement_null=float(np.mean(null)),
+        mean_mutual_information_bits=float(np.mean(plug_in)),
+        mean_mutual_information_corrected_bits=float(np.mean(corrected)),
+    )
 
 
 def mutual_information_bits(joint_EE: NDArray[np.int64]) -> tuple[float, float]:
