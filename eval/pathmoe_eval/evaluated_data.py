@@ -233,6 +233,6 @@ def _check_vocabulary(document: EvaluatedDocument, model: EvaluatedModel) -> Non
     highest = int(document.token_ids.max(initial=0))
     if highest >= model.vocab_size:
         raise ValueError(
-            f"--model ({model.name}): its tokenizer gives {document.name} the token id {highest}, which must be below the "
-            f"model's vocabulary ({model.vocab_size}); put the tokenizer beside it that it was trained with"
+            f"--model ({model.name}) has a tokenizer that gives {document.name} the token id {highest}, which must be "
+            f"below the model's vocabulary ({model.vocab_size}); put the tokenizer beside it that it was trained with"
         )

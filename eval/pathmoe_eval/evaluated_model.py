@@ -72,15 +72,16 @@ def open_model(name: str, dtype: DType = "auto", device: str = "auto") -> Evalua
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(
-                f"--model ({name}) must be a run folder, a checkpoint or a transformers model folder, but holds neither "
-                f"a checkpoint nor config.json; give the folder that does"
+                f"--model ({name}) must be a run folder, a checkpoint or a transformers model folder, but holds "
+                "neither a checkpoint nor config.json; give the folder that does"
             )
         opened = _open_transformers(str(path), dtype, folder=path)
     elif name.endswith(_FILE_SUFFIXES) or not _HUB_NAME.fullmatch(name):
         raise ValueError(f"--model ({name}) must be a model that is there, but no file or folder is; check the path")
     else:
         opened = _open_transformers(name, dtype, folder=None)
-    opened.model.to(target).eval()
+    model: Any = opened.model
+    model.to(target).eval()
     return opened
 
 
@@ -125,15 +126,14 @@ def _as_option_model() -> Iterator[None]:
 
 def _open_transformers(name: str, dtype: DType, folder: Path | None) -> EvaluatedModel:
     """Model of a local folder, or of the hub where `folder` is None."""
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the loading info
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        model, info = load(name, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     except Exception as error:
         # Broken files lead readers to errors of every kind.
         raise ValueError(
-            f"--model ({name}) could not be loaded ({_reason(error)}); give a run, a checkpoint of ours, a folder with a "
-            "causal language model of transformers, or the name of one on the hub"
+            f"--model ({name}) could not be loaded ({_reason(error)}); give a run, a checkpoint of ours, a folder with "
+            "a causal language model of transformers, or the name of one on the hub"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
@@ -141,14 +141,14 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
             f"{missing[0]}; give a whole checkpoint"
         )
     is_export = folder is not None and (folder / EXPORT_MARK).is_file()
-    config_file = folder.resolve().parent / CONFIG_FILE if folder is not None else None
-    has_run = is_export and config_file is not None and config_file.is_file()
+    # Training writes its export into the folder of the run.
+    run_config = folder.resolve().parent / CONFIG_FILE if folder is not None and is_export else None
     return EvaluatedModel(
         model=model,
         tokenizer=_load_tokenizer(name),
         name=name,
         ends_documents=is_export or model.config.model_type == "pathmoe",
-        run_data=read_yaml(config_file)["data"] if has_run and config_file is not None else None,
+        run_data=read_yaml(run_config)["data"] if run_config is not None and run_config.is_file() else None,
     )
 
 
