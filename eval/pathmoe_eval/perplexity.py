@@ -54,7 +54,7 @@ class Perplexity:
     num_bytes: float
     """UTF-8 bytes of text behind them; whole but for tokenizers that are not byte-level."""
     nats: float
-    """Sum of -ln p, correctly rounded, hence the same in any order."""
+    """Sum of -ln p, correctly rounded over a document's tokens and then over documents, hence the same in any order."""
     perplexity: float | None
     """exp(nats / num_tokens); None without tokens, or beyond the range of floats."""
     bits_per_byte: float | None

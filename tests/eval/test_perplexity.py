@@ -126,7 +126,6 @@ def test_the_interval_is_the_percentiles_of_resampled_documents() -> None:
     assert np.log(found) == pytest.approx(np.percentile(ratios, [2.5, 97.5]), abs=0.2 * np.std(ratios))
 
 
-@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     everything = many_documents(20_000, seed=2)
     truth = math.exp(-sum(sum(v) for _, v in everything) / sum(len(v) for _, v in everything))

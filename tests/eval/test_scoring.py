@@ -3,7 +3,7 @@
 # Shapes: B windows of a forward, S sequence, V vocabulary, N scored tokens.
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -19,8 +19,10 @@ from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, OlmoeConfig, O
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import IGNORE_INDEX, TokenDataModule
+from pathmoe.data.tokenizer import token_byte_lengths
 from pathmoe.training.module import PathMoEModule
 from pathmoe_eval import scoring
+from pathmoe_eval.perplexity import perplexity
 from pathmoe_eval.scoring import ScoredBatch, TokenScores, join_scores, scored_batches
 from pathmoe_eval.windows import score_windows
 
@@ -50,6 +52,9 @@ def model(kind: str) -> PreTrainedModel:
 @dataclass
 class Doc:
     token_ids: NDArray[np.int64]
+    token_bytes: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    name: str = ""
+    domain: str = ""
 
 
 def docs(lengths: list[int], seed: int = 0) -> list[Doc]:
@@ -140,7 +145,7 @@ def documents_of_blocks(data: TokenDataModule) -> list[Doc]:
     return found
 
 
-def test_the_mean_is_the_loss_of_a_validation_in_training() -> None:
+def test_perplexity_and_bits_per_byte_are_those_of_a_validation_in_training() -> None:
     data = TokenDataModule(source="c-functions", num_documents=60, vocab_size=300, sequence_length=32)
     config = PathMoEConfig(**SHAPE | OWN["ours"] | {"vocab_size": 300, "router_aux_loss_coef": 0.01})
     trainer = Trainer(
@@ -149,10 +154,17 @@ def test_the_mean_is_the_loss_of_a_validation_in_training() -> None:
     )  # fmt: skip
     module = PathMoEModule(config)
     (figures,) = trainer.validate(module, datamodule=data, verbose=False)
-    windows = score_windows(documents_of_blocks(data), 32, 32)
+    documents = documents_of_blocks(data)
+    windows = score_windows(documents, 32, 32)
     scores = join_scores(scored_batches(module.model.eval(), windows, 16))
     assert len(scores.log_probability_N) == data.manifest.validation.targets
-    assert -scores.log_probability_N.mean() == pytest.approx(figures["val/loss"], rel=1e-6)
+    token_bytes_V = token_byte_lengths(data.tokenizer)
+    for document in documents:
+        document.token_bytes = token_bytes_V[document.token_ids].astype(np.float64)
+    total = perplexity(scores, documents, num_resamples=2).total
+    assert total.nats / total.num_tokens == pytest.approx(figures["val/loss"], rel=1e-6)
+    assert total.perplexity == pytest.approx(figures["val/perplexity"], rel=1e-6)
+    assert total.bits_per_byte == pytest.approx(figures["val/bits_per_byte"], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["ours", "olmoe"])
