@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_TOP_PATHS = (1, 10, 100, 500, 1000, 10_000, 100_000)
+TOP_PATHS = (1, 10, 100, 500, 1000, 10_000, 100_000)
 _PERCENT = (50, 90, 99)
 _POINTS_PER_DECADE = 10
-# Of the line through the rank-frequency points: the head of a Zipf curve is flat, and low counts are steps (our choice).
+# The range of the fitted line: the head of a Zipf curve is flat, and low counts are steps (our choice).
 _FIRST_RANK = 10
 _LEAST_COUNT = 10
 
@@ -67,7 +67,7 @@ def coverage(
     """
     num_paths = int(multiplicity_C.sum())
     num_tokens = int(np.sum(sizes_C * multiplicity_C))
-    top = tuple(k for k in _TOP_PATHS if k <= num_paths)
+    top = tuple(k for k in TOP_PATHS if k <= num_paths)
     return PathCoverage(
         num_tokens=num_tokens,
         top_paths=top,
@@ -78,13 +78,13 @@ def coverage(
     )
 
 
-def rank_frequency(sizes_C: NDArray[np.int64], multiplicity_C: NDArray[np.int64]) -> RankFrequency:
-    """Points and slope of the Zipf plot (arguments as in `coverage`)."""
-    num_paths = int(multiplicity_C.sum())
+def rank_frequency(sizes_C: NDArray[np.int64], multiplicity_C: NDArray[np.number]) -> RankFrequency:
+    """Points and slope of the Zipf plot (arguments as in `coverage`; `multiplicity_C` may be an estimate)."""
+    num_paths = max(1, int(multiplicity_C.sum()))
     num_points = 1 + math.ceil(_POINTS_PER_DECADE * math.log10(num_paths))
     ranks_R = np.unique(np.rint(np.geomspace(1, num_paths, num_points)).astype(np.int64))
     ranks_to_C = np.cumsum(multiplicity_C[::-1])
-    counts_R = sizes_C[::-1][np.searchsorted(ranks_to_C, ranks_R)]
+    counts_R = sizes_C[::-1][np.minimum(np.searchsorted(ranks_to_C, ranks_R), len(sizes_C) - 1)]
     last_rank = int(multiplicity_C[sizes_C >= _LEAST_COUNT].sum())
     in_range_R = (ranks_R >= _FIRST_RANK) & (ranks_R <= last_rank)
     return RankFrequency(
@@ -97,7 +97,7 @@ def rank_frequency(sizes_C: NDArray[np.int64], multiplicity_C: NDArray[np.int64]
 
 
 def tokens_on_top(sizes_C: NDArray[np.number], multiplicity_C: NDArray[np.number], top: Sequence[int]) -> list[float]:
-    """Tokens on the K most frequent paths, for each K of `top`; `multiplicity_C` may be an estimate that is no integer."""
+    """Tokens on the K most frequent paths, for each K of `top` (`multiplicity_C` may be an estimate, of any number)."""
     sizes_C, multiplicity_C = sizes_C[::-1], multiplicity_C[::-1]
     paths_to_C, tokens_to_C = np.cumsum(multiplicity_C), np.cumsum(sizes_C * multiplicity_C)
     last = np.minimum(np.searchsorted(paths_to_C, top), len(sizes_C) - 1)

@@ -16,10 +16,10 @@ _TABLE_SIZE = 32
 def hypergeometric_pmf(x: ArrayLike, population: int, marked: ArrayLike, drawn: int) -> NDArray[np.float64]:
     """Probability that `drawn` of `population` items, drawn without replacement, hold exactly x of the `marked` ones.
 
-    With ln k! = k ln k - k + r(k), the logarithm of C(marked, x) C(population - marked, drawn - x) / C(population, drawn)
-    is that of the sum over the four cells of the 2 x 2 table of -(k ln(k/m) - k + m), m being the cell's mean, plus a
-    sum of r: no difference of large numbers is left (the saddle-point form of Loader, 2000, for the binomial). The
-    relative error is about 1e-13 near the mean, where logarithms of factorials would lose eight digits.
+    With M marked of N items, n drawn and ln k! = k ln k - k + r(k), the logarithm of C(M, x) C(N - M, n - x) / C(N, n)
+    is r(M) + r(N - M) + r(n) + r(N - n) - r(N) minus the sum over the four cells k of the 2 x 2 table, with means m, of
+    r(k) + k ln(k/m) - k + m. No difference of large numbers is left (Loader's saddle-point form of the binomial, 2000,
+    for this distribution), where logarithms of factorials would lose eight digits at millions.
 
     Args:
         x: integers; outside of the support the result is 0.
@@ -32,8 +32,7 @@ def hypergeometric_pmf(x: ArrayLike, population: int, marked: ArrayLike, drawn: 
     cells = (x, marked - x, drawn - x, rest - drawn + x)
     inside = np.all(np.broadcast_arrays(*(cell >= 0 for cell in cells)), axis=0)
     deviation = x - marked * (drawn / population)
-    means = (marked * (drawn / population), marked * (undrawn / population))
-    means += (rest * (drawn / population), rest * (undrawn / population))
+    means = [part * (share / population) for part in (marked, rest) for share in (drawn, undrawn)]
     log_pmf = _log_factorial_rest(marked) + _log_factorial_rest(rest)
     log_pmf = log_pmf + float(
         _log_factorial_rest(drawn) + _log_factorial_rest(undrawn) - _log_factorial_rest(population)

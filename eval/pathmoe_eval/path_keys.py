@@ -67,15 +67,15 @@ def group(
         np.add.at(table, keys_WN[0].view(np.int64), counts_N)
         keys_P = np.flatnonzero(table)
         return keys_P.astype(np.uint64)[None], table[keys_P]
-    order_N, starts_P = _runs(keys_WN)
+    order_N, starts_P = runs(keys_WN)
     firsts_P = order_N[starts_P]
     counts_P = np.add.reduceat(counts_N[order_N], starts_P)
     del order_N
     return np.stack([word_N[firsts_P] for word_N in keys_WN]), counts_P
 
 
-def _runs(keys_WN: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """An order that puts equal keys side by side, and where in it each distinct key starts."""
+def runs(keys_WN: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """An order [tokens] that puts equal keys side by side, and where in it each distinct key starts, [paths]."""
     mixed_N = mix(keys_WN)
     order_N = np.argsort(mixed_N)
     starts_N, is_first_N = _changes(mixed_N[None], order_N), _changes(keys_WN, order_N)
