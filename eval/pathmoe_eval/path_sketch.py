@@ -6,7 +6,7 @@ first token: it speaks for the many rare paths. The heavy paths, too few for a s
 table (Misra and Gries 1982, merged as Agarwal et al., PODS 2012) and are taken as counted there.
 """
 
-# Shapes: N tokens, L MoE layers, P distinct paths, W 64-bit words of a path, K numbers of paths.
+# Shapes: N tokens, L MoE layers, J columns of ids (L, times set_size), P distinct paths, W 64-bit words of a path.
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Packed keys against tuples and a Counter, also when every mix of a key collides."""
 
-# Shapes: N tokens, J columns, P distinct paths.
+# Shapes: N tokens, J columns, P distinct paths, W 64-bit words of a path.
 
 from collections import Counter
 

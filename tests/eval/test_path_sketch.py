@@ -1,6 +1,6 @@
 """The sketch against exact counts: equal while small, within its stated errors and bounds when it is full."""
 
-# Shapes: N tokens, L MoE layers, P paths.
+# Shapes: N tokens, L MoE layers, K experts of a set, P paths.
 
 import json
 import math
