@@ -68,8 +68,8 @@ def estimate(
 
     with n sampled paths, F = (sum of f) / (sum of c) and w = R / (sum of c). The entropy takes f(c) = c log2 c; tokens
     on the K most frequent paths are the minimum over t of K t + sum over all paths of (c - t)+, and take that f. The
-    ratio's bias is of order 1/n. The error of a coverage takes t as known, and is too low (by a few tenths) where only a
-    handful of sampled paths lie above t, which is just beyond the heavy paths.
+    ratio's bias is of order 1/n. The error of a coverage takes t as known, and is too low (by a few tenths) where only
+    a handful of sampled paths lie above t, which is just beyond the heavy paths.
 
     Args:
         num_tokens: all tokens.
