@@ -1,10 +1,11 @@
 """How concentrated expert paths are: distinct paths, their entropy, and the ceiling that the sample sets on both.
 
 An expert path is the sequence of a token's top-1 experts over the MoE layers (PathMoE, arXiv 2603.18297; that it is
-top-1 and not the top-k set is our choice, the paper leaves it open).
+top-1 and not the top-k set is our choice, the paper leaves it open, and `set_size` counts paths of sets instead).
 """
 
-# Shapes: N tokens, L MoE layers, P distinct paths, W 64-bit words that hold one path, C distinct values of a count.
+# Shapes: N tokens, L MoE layers, K experts of a set, J = L * K columns, P distinct paths, W 64-bit words that hold one
+# path, C distinct values of a count.
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pathmoe_eval.entropy import chao_shen_bits, plug_in_bits
+from pathmoe_eval.path_keys import bits_per_id, group, pack, unpack
 
 _MIN_PENDING_PATHS = 1 << 16
 
@@ -54,37 +58,44 @@ def path_entropy(path_ids_NL: NDArray[np.integer], token_mask_N: NDArray[np.bool
 class PathCounts:
     """Exact counts of expert paths from batches of any size, in memory proportional to the distinct paths seen.
 
-    A path is packed into ceil(log2 num_experts) bits a layer, so equal keys are equal paths (no hashing). The result
-    does not depend, to the last bit, on the order of the tokens or on how they were batched or merged.
+    A path is packed into ceil(log2 num_experts) bits a layer, so equal keys are equal paths. Results do not depend, to
+    the last bit, on the order of the tokens or on how they were batched or merged. With `set_size` K > 1 the element of
+    a path is not the top-1 expert but the set of the K experts that a layer chose.
     """
 
-    def __init__(self, *, num_layers: int, num_experts: int) -> None:
+    def __init__(self, *, num_layers: int, num_experts: int, set_size: int = 1) -> None:
         """Count paths over `num_layers` layers whose expert ids lie in [0, num_experts)."""
-        if num_layers < 1:
-            raise ValueError(f"num_layers ({num_layers}) must be at least 1; pass one column for each MoE layer")
-        if num_experts < 1:
-            raise ValueError(f"num_experts ({num_experts}) must be at least 1; pass the model's num_experts")
+        check_shape(num_layers, num_experts, set_size)
         self.num_layers = num_layers
         self.num_experts = num_experts
-        self._keys_WP = _pack(np.empty((0, num_layers), dtype=np.int64), num_experts)
+        self.set_size = set_size
+        self._keys_WP = pack(np.empty((0, num_layers * set_size), dtype=np.int64), num_experts)
         self._counts_P = np.empty(0, dtype=np.int64)
         self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
         self._num_pending = 0
 
     def update(self, path_ids_NL: NDArray[np.integer], token_mask_N: NDArray[np.bool_] | None = None) -> None:
-        """Add a batch of paths (arguments and errors as in `path_entropy`; a batch without tokens is fine)."""
-        path_ids_NL = select_paths(path_ids_NL, token_mask_N)
-        check_range(path_ids_NL, self.num_layers, self.num_experts)
-        keys_WN = _pack(path_ids_NL, self.num_experts)
-        self._append(*_group(keys_WN, np.ones(keys_WN.shape[1], dtype=np.int64)))
+        """Add a batch of paths (a batch without tokens is fine).
+
+        Args:
+            path_ids_NL: integers [tokens, layers] in [0, num_experts); with `set_size` K > 1 the chosen experts,
+                [tokens, layers, K] in any order, each once.
+            token_mask_N: bool [tokens], True for tokens that count (False: padding); None counts all.
+
+        Raises:
+            ValueError: wrong shape or dtype, or an id out of range.
+        """
+        columns_NJ = select_columns(path_ids_NL, token_mask_N, self.num_layers, self.num_experts, self.set_size)
+        self._append(pack(columns_NJ, self.num_experts), np.broadcast_to(np.int64(1), len(columns_NJ)))
 
     def merge(self, other: PathCounts) -> None:
-        """Add everything that `other`, of the same num_layers and num_experts, has counted; `other` keeps its counts.
+        """Add everything that `other`, of the same shape, has counted; `other` keeps its counts.
 
         Raises:
             ValueError: the two count paths of different shapes.
         """
         check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
+        check_mergeable_sets(self.set_size, other.set_size)
         other._compact()
         self._append(other._keys_WP, other._counts_P)
 
@@ -94,13 +105,9 @@ class PathCounts:
         Raises:
             ValueError: no token was counted.
         """
-        self._compact()
-        # The entropies need only how many paths were seen c times, for each c: a sum in an order of its own.
-        sizes_C, multiplicity_C = np.unique(self._counts_P, return_counts=True)
-        num_tokens = int(self._counts_P.sum())
-        check_not_empty(num_tokens)
-        share_C = multiplicity_C * sizes_C / num_tokens
-        entropy_bits = float(np.sum(share_C * np.log2(num_tokens / sizes_C)))
+        sizes_C, multiplicity_C = self.frequencies()
+        num_tokens = int(np.sum(sizes_C * multiplicity_C))
+        entropy_bits = plug_in_bits(sizes_C, multiplicity_C)
         return PathEntropy(
             num_tokens=num_tokens,
             num_paths=len(self._counts_P),
@@ -109,6 +116,48 @@ class PathCounts:
             ceiling_bits=math.log2(num_tokens),
             entropy_chao_shen_bits=chao_shen_bits(sizes_C, multiplicity_C),
         )
+
+    def frequencies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How often paths occur: ascending distinct counts, int64 [C], and how many paths have each, int64 [C].
+
+        Most statistics of concentration need no more than these few numbers.
+
+        Raises:
+            ValueError: no token was counted.
+        """
+        self._compact()
+        check_not_empty(len(self._counts_P))
+        return np.unique(self._counts_P, return_counts=True)
+
+    def most_frequent(self, num_paths: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        """The `num_paths` most frequent paths (all, if fewer were seen) and their counts.
+
+        Returns:
+            Ids [paths, layers], or [paths, layers, set_size] ascending in each set, and counts int64 [paths], highest
+            count first; of equal counts the path with the lower expert in the first layer that differs.
+        """
+        self._compact()
+        num_paths = min(num_paths, len(self._counts_P))
+        if num_paths < 1:
+            return self._unpacked(self._keys_WP[:, :0]), self._counts_P[:0]
+        lowest = np.partition(self._counts_P, -num_paths)[-num_paths]
+        candidates_P = np.flatnonzero(self._counts_P >= lowest)
+        counts_P, keys_WP = self._counts_P[candidates_P], self._keys_WP[:, candidates_P]
+        order_P = np.lexsort((*keys_WP[::-1], -counts_P))[:num_paths]
+        return self._unpacked(keys_WP[:, order_P]), counts_P[order_P]
+
+    def between(self, first_layer: int, stop_layer: int) -> PathCounts:
+        """Counts of the parts of all paths that lie in layers [first_layer, stop_layer): marginal counts."""
+        self._compact()
+        columns = range(first_layer * self.set_size, stop_layer * self.set_size)
+        part = PathCounts(num_layers=stop_layer - first_layer, num_experts=self.num_experts, set_size=self.set_size)
+        ids_PJ = unpack(self._keys_WP, self.num_layers * self.set_size, self.num_experts, columns)
+        part._append(pack(ids_PJ, self.num_experts), self._counts_P)
+        return part
+
+    def _unpacked(self, keys_WP: NDArray[np.uint64]) -> NDArray[np.unsignedinteger]:
+        ids_PJ = unpack(keys_WP, self.num_layers * self.set_size, self.num_experts)
+        return ids_PJ if self.set_size == 1 else ids_PJ.reshape(-1, self.num_layers, self.set_size)
 
     def _append(self, keys_WP: NDArray[np.uint64], counts_P: NDArray[np.int64]) -> None:
         self._pending.append((keys_WP, counts_P))
@@ -123,33 +172,8 @@ class PathCounts:
         keys_WP = np.concatenate([self._keys_WP, *(keys for keys, _ in self._pending)], axis=1)
         counts_P = np.concatenate([self._counts_P, *(counts for _, counts in self._pending)])
         self._pending, self._num_pending = [], 0
-        self._keys_WP, self._counts_P = _group(keys_WP, counts_P)
-
-
-def chao_shen_bits(sizes_C: NDArray[np.int64], multiplicity_C: NDArray[np.int64]) -> float:
-    """Chao-Shen estimate, in bits, of the entropy of a distribution with unseen outcomes.
-
-    With n samples of which f1 outcomes were seen once, coverage c = 1 - f1/n and q = c * count/n, the estimate is the
-    sum over seen outcomes of -q log2(q) / (1 - (1 - q)^n): Good-Turing coverage inside a Horvitz-Thompson sum (Chao
-    and Shen, Environmental and Ecological Statistics 10, 2003, 429-443). When every outcome was seen once we set
-    f1 = n - 1, since coverage 0 has no estimate (our choice).
-
-    Limits: it assumes independent draws, which the tokens of a text are not; it has a large variance when most paths
-    were seen once, and stays too low on heavy tails. No estimator is unbiased for every distribution (Paninski,
-    Neural Computation 15, 2003), so read it as a hint of how far `entropy_bits` is limited by the sample, not as a
-    measurement.
-
-    Args:
-        sizes_C: int64 [C], distinct values that the count of an outcome takes, each at least 1.
-        multiplicity_C: int64 [C], how many outcomes have that count.
-    """
-    num_samples = int(np.sum(sizes_C * multiplicity_C))
-    num_singletons = int(np.sum(multiplicity_C[sizes_C == 1]))
-    coverage = 1.0 - min(num_singletons, num_samples - 1) / num_samples
-    q_C = coverage * sizes_C / num_samples
-    with np.errstate(divide="ignore"):  # q = 1 is certain to be seen: log1p(-1) = -inf gives that probability, 1
-        seen_probability_C = -np.expm1(num_samples * np.log1p(-q_C))
-    return float(np.sum(multiplicity_C * q_C * -np.log2(q_C) / seen_probability_C)) + 0.0  # + 0.0: no negative zero
+        key_bits = self.num_layers * self.set_size * bits_per_id(self.num_experts)
+        self._keys_WP, self._counts_P = group(keys_WP, counts_P, key_bits)
 
 
 def select_paths(
@@ -171,6 +195,45 @@ def select_paths(
         found = f"{token_mask_N.dtype} {list(token_mask_N.shape)}"
         raise ValueError(f"token_mask ({found}) must be bool [{len(path_ids_NL)}]; pass one entry per row of path_ids")
     return path_ids_NL[token_mask_N]
+
+
+def select_columns(
+    path_ids_NL: NDArray[np.integer],
+    token_mask_N: NDArray[np.bool_] | None,
+    num_layers: int,
+    num_experts: int,
+    set_size: int,
+) -> NDArray[np.integer]:
+    """Checked ids [tokens, layers * set_size] whose rows are equal where paths are (arguments of `PathCounts`)."""
+    if set_size == 1:
+        path_ids_NL = select_paths(path_ids_NL, token_mask_N)
+        check_range(path_ids_NL, num_layers, num_experts)
+        return path_ids_NL
+    expert_ids_NLK = np.asarray(path_ids_NL)
+    if expert_ids_NLK.ndim != 3 or expert_ids_NLK.shape[2] != set_size:
+        raise ValueError(
+            f"path_ids ({list(expert_ids_NLK.shape)}) must be [tokens, layers, {set_size}]; "
+            "pass each layer's chosen experts, set_size of them"
+        )
+    num_tokens, found_layers, _ = expert_ids_NLK.shape
+    # The columns of a layer are checked as layers of their own, after a check of their number that names layers.
+    check_range(expert_ids_NLK[:0, :, 0], num_layers, num_experts)
+    columns_NJ = select_paths(expert_ids_NLK.reshape(num_tokens, found_layers * set_size), token_mask_N)
+    check_range(columns_NJ, num_layers * set_size, num_experts)
+    return np.sort(columns_NJ.reshape(-1, num_layers, set_size), axis=2).reshape(columns_NJ.shape)
+
+
+def check_shape(num_layers: int, num_experts: int, set_size: int) -> None:
+    """Raise ValueError unless there can be such paths."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers ({num_layers}) must be at least 1; pass one column for each MoE layer")
+    if num_experts < 1:
+        raise ValueError(f"num_experts ({num_experts}) must be at least 1; pass the model's num_experts")
+    if not 1 <= set_size <= num_experts:
+        raise ValueError(
+            f"set_size ({set_size}) must be between 1 and num_experts ({num_experts}); "
+            "pass the model's num_experts_per_tok, or 1 for top-1 paths"
+        )
 
 
 def check_range(path_ids_NL: NDArray[np.integer], num_layers: int, num_experts: int) -> None:
@@ -196,31 +259,15 @@ def check_mergeable(shape: tuple[int, int], other_shape: tuple[int, int]) -> Non
             raise ValueError(f"other.{name} ({theirs}) must equal {name} ({ours}); merge counts of one model only")
 
 
+def check_mergeable_sets(set_size: int, other_set_size: int) -> None:
+    """Raise ValueError unless two accumulators count paths of equally large sets."""
+    if set_size != other_set_size:
+        raise ValueError(
+            f"other.set_size ({other_set_size}) must equal set_size ({set_size}); merge counts of one kind"
+        )
+
+
 def check_not_empty(num_tokens: int) -> None:
     """Raise ValueError if no token was counted."""
     if num_tokens == 0:
         raise ValueError("path_ids (0 tokens that count) must hold at least 1; pass more data or a wider token_mask")
-
-
-def _pack(path_ids_NL: NDArray[np.integer], num_experts: int) -> NDArray[np.uint64]:
-    bits = max(1, (num_experts - 1).bit_length())
-    num_tokens, num_layers = path_ids_NL.shape
-    layers_per_word = 64 // bits
-    keys_WN = np.zeros((-(-num_layers // layers_per_word), num_tokens), dtype=np.uint64)
-    for layer in range(num_layers):
-        word_N = keys_WN[layer // layers_per_word]
-        word_N <<= np.uint64(bits)
-        word_N |= path_ids_NL[:, layer].astype(np.uint64)
-    return keys_WN
-
-
-def _group(keys_WN: NDArray[np.uint64], counts_N: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Distinct columns of `keys_WN` in sorted order, with the summed counts of each."""
-    if keys_WN.shape[1] == 0:
-        return keys_WN, counts_N
-    order_N = np.argsort(keys_WN[0]) if len(keys_WN) == 1 else np.lexsort(keys_WN)
-    keys_WN = keys_WN[:, order_N]
-    is_first_N = np.ones(keys_WN.shape[1], dtype=np.bool_)
-    np.any(keys_WN[:, 1:] != keys_WN[:, :-1], axis=0, out=is_first_N[1:])
-    starts_P = np.flatnonzero(is_first_N)
-    return keys_WN[:, starts_P], np.add.reduceat(counts_N[order_N], starts_P)

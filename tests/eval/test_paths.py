@@ -1,6 +1,6 @@
 """Path entropy against a Counter over tuples, closed forms, and the invariances of a count."""
 
-# Shapes: N tokens, L MoE layers, C distinct values of a count.
+# Shapes: N tokens, L MoE layers, K experts of a set, P paths, C distinct values of a count.
 
 import math
 import tracemalloc
@@ -181,11 +181,66 @@ def test_chao_shen_with_nothing_unseen_is_the_plug_in_entropy():
     assert chao_shen_bits(sizes_C, multiplicity_C) == pytest.approx(1.5, abs=1e-12)
 
 
-def counts_with(num_layers=2, num_experts=4):
-    return PathCounts(num_layers=num_layers, num_experts=num_experts)
+@given(paths(), st.integers(0, 50))
+def test_the_most_frequent_paths_equal_a_sorted_counter(case, num_paths):
+    num_experts, path_ids_NL = case
+    counts = PathCounts(num_layers=path_ids_NL.shape[1], num_experts=num_experts)
+    counts.update(path_ids_NL)
+    expected = sorted(Counter(map(tuple, path_ids_NL.tolist())).items(), key=lambda item: (-item[1], item[0]))
+    paths_PL, counts_P = counts.most_frequent(num_paths)
+    found = list(zip(map(tuple, paths_PL.tolist()), counts_P.tolist(), strict=True))
+    assert found == expected[:num_paths]
+    assert paths_PL.shape == (len(found), path_ids_NL.shape[1])
+
+
+@given(paths(), st.data())
+def test_counts_between_layers_are_those_of_the_cut_paths(case, data):
+    num_experts, path_ids_NL = case
+    num_layers = path_ids_NL.shape[1]
+    first = data.draw(st.integers(0, num_layers - 1))
+    stop = data.draw(st.integers(first + 1, num_layers))
+    whole, part = (PathCounts(num_layers=n, num_experts=num_experts) for n in (num_layers, stop - first))
+    whole.update(path_ids_NL)
+    part.update(path_ids_NL[:, first:stop])
+    assert [x.tolist() for x in whole.between(first, stop).most_frequent(99)] == [
+        x.tolist() for x in part.most_frequent(99)
+    ]
+    assert whole.between(first, stop).result() == part.result()
+    assert whole.result() == path_entropy(path_ids_NL)
+
+
+@given(paths())
+def test_frequencies_of_frequencies(case):
+    num_experts, path_ids_NL = case
+    counts = PathCounts(num_layers=path_ids_NL.shape[1], num_experts=num_experts)
+    counts.update(path_ids_NL)
+    expected = Counter(Counter(map(tuple, path_ids_NL.tolist())).values())
+    assert [x.tolist() for x in counts.frequencies()] == [list(x) for x in zip(*sorted(expected.items()), strict=True)]
+
+
+@given(st.integers(2, 4), st.sampled_from([4, 16, 300]), st.integers(0, 2**32 - 1))
+def test_paths_of_sets_equal_brute_force_whatever_the_order_in_a_set(set_size, num_experts, seed):
+    rng = np.random.default_rng(seed)
+    kinds_NLK = rng.random((6, 3, num_experts)).argsort(axis=2)[:, :, :set_size]
+    expert_ids_NLK = rng.permuted(kinds_NLK[rng.integers(0, 6, 40)], axis=2)
+    counts = PathCounts(num_layers=3, num_experts=num_experts, set_size=set_size)
+    counts.update(expert_ids_NLK[:25])
+    counts.update(expert_ids_NLK, np.arange(40) >= 25)
+    expected = Counter(tuple(tuple(sorted(layer)) for layer in token) for token in expert_ids_NLK.tolist())
+    paths_PLK, counts_P = counts.most_frequent(40)
+    found = [
+        (tuple(map(tuple, path)), count) for path, count in zip(paths_PLK.tolist(), counts_P.tolist(), strict=True)
+    ]
+    assert found == sorted(expected.items(), key=lambda item: (-item[1], item[0]))
+    assert counts.result().num_paths == len(expected)
+
+
+def counts_with(num_layers=2, num_experts=4, set_size=1):
+    return PathCounts(num_layers=num_layers, num_experts=num_experts, set_size=set_size)
 
 
 GOOD = np.zeros((3, 2), dtype=np.int64)
+SETS = np.zeros((3, 2, 2), dtype=np.int64)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +260,14 @@ GOOD = np.zeros((3, 2), dtype=np.int64)
         (lambda: counts_with(num_layers=3).update(GOOD), r"path_ids \(2 layers\) must have num_layers \(3\) columns"),
         (lambda: counts_with().merge(counts_with(num_layers=3)), r"other.num_layers \(3\) must equal num_layers \(2\)"),
         (lambda: counts_with().merge(counts_with(num_experts=5)), r"other.num_experts \(5\) must equal num_experts"),
+        (lambda: counts_with(set_size=5), r"set_size \(5\) must be between 1 and num_experts \(4\)"),
+        (lambda: counts_with(set_size=0), r"set_size \(0\) must be between 1"),
+        (lambda: counts_with(set_size=2).update(GOOD), r"path_ids \(\[3, 2\]\) must be \[tokens, layers, 2\]"),
+        (lambda: counts_with(set_size=2).update(SETS[:, :1]), r"path_ids \(1 layers\) must have num_layers \(2\)"),
+        (lambda: counts_with(set_size=2).update(SETS + 4), r"path_ids \(4\) must be at least 0 and below num_experts"),
+        (lambda: counts_with(set_size=2).update(SETS * 1.0), r"path_ids \(float64 .*\) must be integers"),
+        (lambda: counts_with(set_size=2).update(SETS, np.ones(2, dtype=bool)), r"token_mask .* must be bool \[3\]"),
+        (lambda: counts_with(set_size=2).merge(counts_with(set_size=3)), r"other.set_size \(3\) must equal set_size"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
