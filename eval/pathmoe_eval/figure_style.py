@@ -19,6 +19,7 @@ CHANCE = {"color": GREY, "dash": "dot", "width": 2}
 # Readable on white and on black, for what must name its colour (Tol's muted scheme, without its darkest).
 BLOCK_RGB = ("68,119,170", "204,102,119", "34,136,51", "170,119,51", "136,112,187", "51,153,153")
 
+_MAX_TICKS = 16
 _MARGIN = {"l": 64, "r": 16, "t": 16, "b": 52}
 
 
@@ -59,7 +60,10 @@ def line_figure(
         figure.add_scatter(x=list(labels), y=list(values), name=name, mode="lines+markers")
     for name, values in chance.items():
         figure.add_scatter(x=list(labels), y=list(values), name=name, mode="lines", line=CHANCE)
-    figure.update_xaxes(type="category" if labels and isinstance(labels[0], str) else "linear")
+    if isinstance(labels[0], str):
+        figure.update_xaxes(type="category")
+    else:
+        set_whole_ticks(figure.layout.xaxis, len(labels))
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -74,19 +78,29 @@ def heat_map(
         x_title: of the columns, counted from 0.
         y_title: of the rows, counted from 0.
         hover: template of the text of a cell, with %{x}, %{y} and %{z}.
-        middle: the value of the neutral colour, for values that lie on both sides of it.
+        middle: the value of the neutral colour, for values from 0 up that lie on both sides of it.
     """
-    figure = new_figure(x_title, y_title, meta={"scale": "sequential" if middle is None else "diverging"})
+    figure = new_figure(x_title, y_title)
     figure.add_heatmap(z=[list(row) for row in values], coloraxis="coloraxis", hovertemplate=f"{hover}<extra></extra>")
     colours: dict[str, Any] = {"colorbar": {"thickness": 12, "outlinewidth": 0}}
-    if middle is not None:
-        defined = [value for row in values for value in row if value is not None]
-        reach = max((abs(value - middle) for value in defined), default=0.0) or 1.0
-        colours |= {"cmin": middle - reach, "cmid": middle, "cmax": middle + reach}
+    if middle is None:
+        figure.update_layout(meta={"scale": "sequential"})
+    else:
+        highest = max((value for row in values for value in row if value is not None), default=middle)
+        highest = max(highest, 1.5 * middle)
+        figure.update_layout(meta={"scale": "diverging", "middle": middle / highest})
+        colours |= {"cmin": 0, "cmax": highest}
     figure.update_layout(coloraxis=colours)
+    set_whole_ticks(figure.layout.xaxis, max(map(len, values)))
+    set_whole_ticks(figure.layout.yaxis, len(values))
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
+
+
+def set_whole_ticks(axis: Any, num_values: int) -> None:
+    """Ticks of an axis of layers or experts at whole numbers, of which there are so many."""
+    axis.update(tick0=0, dtick=-(-num_values // _MAX_TICKS))
 
 
 def router_bounds(router_of_layer: Sequence[int]) -> list[int]:

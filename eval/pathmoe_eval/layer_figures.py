@@ -86,7 +86,7 @@ def _pairs_figure(
     observed: Mapping[str, Sequence[float]], chance: Mapping[str, Sequence[float]], y_title: str
 ) -> go.Figure:
     (values,) = observed.values()
-    labels = [f"{layer}–{layer + 1}" for layer in range(len(values))]
+    labels = [f"{layer}-{layer + 1}" for layer in range(len(values))]
     return line_figure(labels, observed, chance, "layers", y_title)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-UNDEFINED = "–"
+UNDEFINED = "\N{EN DASH}"
 
 
 def count(value: float | None) -> str:

@@ -10,7 +10,7 @@
     const colour = (name) => style.getPropertyValue(name).trim();
     const axis = {
       gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--line"),
-      tickcolor: colour("--line"), ticks: "outside", ticklen: 4, zeroline: false,
+      tickcolor: colour("--line"), title: { font: { size: 13 } }, ticks: "outside", ticklen: 4, zeroline: false,
     };
     return {
       layout: {
@@ -18,6 +18,7 @@
         font: { family: style.fontFamily, size: 13, color: colour("--muted") },
         colorway: [1, 2, 3, 4, 5, 6].map((place) => colour(`--series-${place}`)),
         hoverlabel: { bgcolor: colour("--surface"), bordercolor: colour("--line"), font: { color: colour("--text") } },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--muted") },
         xaxis: axis, yaxis: axis,
       },
     };
@@ -33,7 +34,12 @@
   const draw = () => Promise.all(figures.map((figure, number) => {
     const layout = { ...figure.layout, template: template(), autosize: true };
     if (layout.coloraxis) {
-      layout.coloraxis = { ...layout.coloraxis, colorscale: scales()[layout.meta.scale] };
+      const scale = scales()[layout.meta.scale];
+      const place = layout.meta.middle;
+      layout.coloraxis = {
+        ...layout.coloraxis,
+        colorscale: place === undefined ? scale : [[0, scale[0][1]], [place, scale[1][1]], [1, scale[2][1]]],
+      };
     }
     return Plotly.react(`figure-${number}`, figure.data, layout, config);
   }));

@@ -40,19 +40,26 @@ class Tokens:
     texts: tuple[str, ...]
 
 
-Cell = str | Tokens
+@dataclass(frozen=True)
+class Words:
+    """A cell of prose or names, set flush left."""
+
+    text: str
+
+
+Cell = str | Tokens | Words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells; from the second column on they are numbers, unless they hold tokens."""
+    """Rows of cells; those of the first column are names, the others numbers unless they are words or tokens."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     reading: str = ""
-    is_text: bool = False
-    """Whether the columns are prose or names, set flush left."""
+    is_wide: bool = True
+    """Whether it takes the whole width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,33 +145,37 @@ def _panel(panel: Panel, number: int) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{shown(title)}</th>' for title in table.head)
+    first = table.rows[0] if table.rows else [""] * len(table.head)
+    head = "".join(
+        f'<th scope="col"{_kind(cell)}>{shown(title)}</th>' for title, cell in zip(table.head, first, strict=True)
+    )
     rows = "\n".join(_row(row) for row in table.rows)
     title = f"<h3>{shown(table.title)}</h3>" if table.title else ""
     reading = f'<p class="reading">{shown(table.reading)}</p>' if table.reading else ""
-    kind = ' class="text"' if table.is_text else ""
     return (
-        f'<div class="table">{title}<div class="scroll" tabindex="0"><table{kind}><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{rows}\n</tbody></table></div>{reading}</div>"
+        f'<div class="table{" wide" if table.is_wide else ""}">{title}<div class="scroll" tabindex="0"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>{reading}</div>"
     )
 
 
 def _row(row: Sequence[Cell]) -> str:
     first, *others = row
-    cells = "".join(_cell(cell) for cell in others)
+    cells = "".join(f"<td{_kind(cell)}>{_content(cell)}</td>" for cell in others)
     return f'<tr><th scope="row">{_content(first)}</th>{cells}</tr>'
 
 
-def _cell(cell: Cell) -> str:
-    kind = ' class="tokens"' if isinstance(cell, Tokens) else ""
-    return f"<td{kind}>{_content(cell)}</td>"
+def _kind(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return ""
+    return ' class="words tokens"' if isinstance(cell, Tokens) else ' class="words"'
 
 
 def _content(cell: Cell) -> str:
     # Each text is isolated, so that a right-to-left one does not reorder its neighbours.
     if isinstance(cell, Tokens):
         return " ".join(f"<bdi>{shown(text)}</bdi>" for text in cell.texts)
-    return f"<bdi>{shown(cell)}</bdi>" if cell else ""
+    text = cell.text if isinstance(cell, Words) else cell
+    return f"<bdi>{shown(text)}</bdi>" if text else ""
 
 
 def _policy(scripts: Sequence[str]) -> str:

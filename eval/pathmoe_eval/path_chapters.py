@@ -9,10 +9,12 @@ from typing import Any
 
 from pathmoe_eval.flow_figure import flow_picture
 from pathmoe_eval.number_format import UNDEFINED, bits, count, layers, percent
-from pathmoe_eval.page import Chapter, Panel, Table, Tokens
+from pathmoe_eval.page import Chapter, Panel, Table, Tokens, Words
 from pathmoe_eval.path_figures import coverage_figure, rarefaction_figure, zipf_figure
 
 Section = Mapping[str, Any]
+
+_LISTED_PATHS = 10
 
 
 def concentration_chapter(section: Section) -> Chapter:
@@ -63,18 +65,19 @@ def _estimates_table(whole: Section) -> Table:
     estimates, entropy = whole["estimates"], whole["entropy"]
     rows = [
         ["of the sample (plug-in)", bits(estimates["plug_in_bits"])],
-        ["Miller–Madow", bits(estimates["miller_madow_bits"])],
-        ["Chao–Shen", bits(estimates["chao_shen_bits"])],
-        ["Chao–Wang–Jost", bits(estimates["chao_wang_jost_bits"])],
+        ["Miller and Madow", bits(estimates["miller_madow_bits"])],
+        ["Chao and Shen", bits(estimates["chao_shen_bits"])],
+        ["Chao, Wang and Jost", bits(estimates["chao_wang_jost_bits"])],
         ["ceiling, log2 of the tokens", bits(entropy["ceiling_bits"])],
     ]
     return Table(
         title="Entropy of whole paths, bits",
         head=["estimate", "bits"],
         rows=rows,
-        reading="Where the corrected values differ, the sample does not tell. Good–Turing coverage, the chance that the "
-        f"next token takes a path already seen, is {percent(estimates['coverage'])}. "
+        reading="Where the corrected values differ, the sample does not tell. The chance that the next token takes a "
+        f"path already seen (Good-Turing coverage) is {percent(estimates['coverage'])}. "
         f"{entropy['num_tokens']:,} tokens.",
+        is_wide=False,
     )
 
 
@@ -142,21 +145,28 @@ def tokens_chapter(path_tokens: Sequence[Section]) -> Chapter:
 def _path_table(part: Section) -> Table:
     rows = [
         [
-            "–".join(map(str, path["path"])),
+            _in_groups(path["path"]),
             count(path["num_tokens"]),
             percent(path["share"]),
             count(path["num_distinct_tokens"]),
             Tokens(tuple(f"{token['text']} ({token['num_tokens']:,})" for token in path["tokens"])),
-            ", ".join(f"{one['name']} {one['num_tokens'] / path['num_tokens']:.0%}" for one in path["classes"][:3]),
+            Words(
+                ", ".join(f"{one['name']} {one['num_tokens'] / path['num_tokens']:.0%}" for one in path["classes"][:3])
+            ),
             Tokens(tuple(f"{one['before']}⟦{one['token']}⟧{one['after']}" for one in path["contexts"][:4])),
         ]
-        for path in part["paths"]
+        for path in part["paths"][:_LISTED_PATHS]
     ]
     return Table(
         title=f"Paths through {layers(part['first_layer'], part['num_layers'])}",
         head=["experts", "tokens", "share", "distinct", "most frequent tokens", "classes", "in context"],
         rows=rows,
     )
+
+
+def _in_groups(path: Sequence[int]) -> str:
+    """Experts in groups of four, between which a line may break."""
+    return " ".join("·".join(map(str, path[first : first + 4])) for first in range(0, len(path), 4))
 
 
 def separation_chapter(section: Section) -> Chapter:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,22 +16,34 @@ Section = Mapping[str, Any]
 _FACTOR_OF_PERCENT = 0.01
 
 
-def perturbation_figure(section: Section) -> go.Figure:
+def perturbation_figure(sections: Mapping[str, Section]) -> go.Figure:
     """Perplexity under each intervention over that of the free model, on a logarithmic axis, the free model a line.
 
-    Bars have the intervals over documents; the two permutations stand side by side at the top.
+    Bars have the intervals over documents. Interventions keep their order, so that the two permutations stand side by
+    side; one whose perplexity is beyond all bounds has no point.
 
     Args:
-        section: `Robustness` as a dict.
+        sections: name of each model and its `Robustness` as a dict.
     """
-    # The two permutations are the first of the interventions; an axis of names begins at the bottom.
-    shown = [one for one in section["perturbed"] if one["rise_percent"] is not None][::-1]
-    factors = [_factor(one["rise_percent"]) for one in shown]
-    ends = [one["rise_percent_interval"] or (one["rise_percent"], one["rise_percent"]) for one in shown]
-    figure = new_figure("perplexity over the free model's", "", height=90 + 26 * len(shown))
+    names = list(dict.fromkeys(perturbed_name(one) for section in sections.values() for one in section["perturbed"]))
+    figure = new_figure("perplexity over the free model's", "", height=110 + (20 + 8 * len(sections)) * len(names))
+    for model, section in sections.items():
+        _add_model(figure, escape(model), [one for one in section["perturbed"] if one["rise_percent"] is not None])
+    figure.add_vline(x=1, line=CHANCE)
+    figure.update_xaxes(type="log", dtick="D2")
+    # An axis of names begins at the bottom.
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1])
+    figure.update_layout(showlegend=len(sections) > 1, scattermode="group")
+    return figure
+
+
+def _add_model(figure: go.Figure, model: str, perturbed: Sequence[Section]) -> None:
+    factors = [_factor(one["rise_percent"]) for one in perturbed]
+    ends = [one["rise_percent_interval"] or (one["rise_percent"], one["rise_percent"]) for one in perturbed]
     figure.add_scatter(
         x=factors,
-        y=[perturbed_name(one) for one in shown],
+        y=[perturbed_name(one) for one in perturbed],
+        name=model,
         mode="markers",
         marker={"size": 9},
         error_x={
@@ -38,13 +51,9 @@ def perturbation_figure(section: Section) -> go.Figure:
             "arrayminus": [factor - _factor(low) for (low, _), factor in zip(ends, factors, strict=True)],
             "thickness": 1.5,
         },
-        customdata=[one["perplexity"] for one in shown],
-        hovertemplate="%{y}: perplexity %{customdata:,.4g}, %{x:.4g} times the free model's<extra></extra>",
+        customdata=[one["perplexity"] for one in perturbed],
+        hovertemplate="%{y}: perplexity %{customdata:,.4g}, %{x:.4g} times the free model's",
     )
-    figure.add_vline(x=1, line=CHANCE)
-    figure.update_xaxes(type="log", dtick=1 if max(factors, default=1) > 10 else "D2")
-    figure.update_yaxes(type="category")
-    return figure
 
 
 def _factor(rise_percent: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.layer_chapters import consistency_chapters, load_chapter, router_chapter
 from pathmoe_eval.number_format import count
-from pathmoe_eval.page import Chapter, Table, page_html
+from pathmoe_eval.page import Cell, Chapter, Table, Words, page_html
 from pathmoe_eval.path_chapters import concentration_chapter, flow_chapter, separation_chapter, tokens_chapter
 from pathmoe_eval.score_chapters import perplexity_chapter, perturbation_chapter
 from pathmoe_eval.specialisation_chapters import (
@@ -155,8 +155,8 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
 
 
 def _summary(sections: Mapping[str, Any]) -> Chapter:
-    rows = [[row.name, row.value, row.beside, count(row.num_tokens)] for row in summary_rows(sections)]
-    table = Table(title="", head=["figure", "value", "beside it", "tokens"], rows=rows, is_text=True)
+    rows = [[row.name, row.value, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)]
+    table = Table(title="", head=["figure", "value", "chance, bound or interval", "tokens"], rows=rows)
     return Chapter(title="Summary", notes=[], parts=[table] if rows else [])
 
 
@@ -165,16 +165,19 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Chapter:
     return Chapter(
         title="How this was made",
         notes=[f"Every number is in {REPORT_FILE}, beside this page, in full precision."],
-        parts=[Table(title="", head=["", ""], rows=_facts(run), is_text=True) for run in reversed(runs)],
+        parts=[Table(title="", head=["", ""], rows=_facts(run)) for run in reversed(runs)],
     )
 
 
-def _facts(run: Mapping[str, Any]) -> list[list[str]]:
+def _facts(run: Mapping[str, Any]) -> list[list[Cell]]:
     hidden = {"layer_names", "router_of_layer", "versions"}
-    facts = [[key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)]
-             for key, value in run.items() if key not in hidden]  # fmt: skip
+    facts = {key.replace("_", " "): _fact(value) for key, value in run.items() if key not in hidden}
     if "router_of_layer" in run:
-        facts.append(["router of each layer", " ".join(map(str, run["router_of_layer"]))])
+        facts["router of each layer"] = " ".join(map(str, run["router_of_layer"]))
     if "versions" in run:
-        facts.append(["versions", ", ".join(f"{name} {of}" for name, of in run["versions"].items() if of is not None)])
-    return facts
+        facts["versions"] = ", ".join(f"{name} {of}" for name, of in run["versions"].items() if of is not None)
+    return [[name, Words(text)] for name, text in facts.items()]
+
+
+def _fact(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

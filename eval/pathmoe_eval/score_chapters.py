@@ -68,8 +68,8 @@ def perturbation_chapter(section: Section) -> Chapter:
         parts=[
             Panel(
                 title="Perplexity under interventions",
-                figure=perturbation_figure(section),
-                reading=f"Times the perplexity of the free model, {ratio(section['free_perplexity'])} (dotted). Bars are "
+                figure=perturbation_figure({"": section}),
+                reading=f"Times the free model's perplexity, {ratio(section['free_perplexity'])} (dotted). Bars are "
                 f"{section['confidence']:.0%} intervals over {section['num_documents']:,} documents.",
                 num_tokens=section["num_tokens"],
                 is_wide=True,

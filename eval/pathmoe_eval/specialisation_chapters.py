@@ -48,8 +48,9 @@ def coactivation_chapter(section: Section) -> Chapter:
                 title="Strongest pairs",
                 head=["experts", "share", "times chance", "tokens"],
                 rows=rows,
-                reading="Share of the first expert's tokens that pick the second as well, and how many times more often "
+                reading="Share of the first expert's tokens that pick the second, too, and how many times more often "
                 f"than all tokens do; {ratio(section['lift_null'])} times if all sets were equally likely.",
+                is_wide=False,
             ),
         ],
     )
@@ -64,7 +65,7 @@ def saturation_chapter(section: Section) -> Chapter:
             Panel(
                 title="Picks shared with the later checkpoint",
                 figure=share_figure(section["all_picks"], section["all_picks_load_null"], "share of the picks"),
-                reading="Chance is that of independent choices with each checkpoint's own loads; with equal loads it is "
+                reading="Chance is of independent choices with each checkpoint's own loads; with equal loads it is "
                 f"{percent(section['all_picks_null'])}.",
                 num_tokens=section["num_tokens"],
             )
@@ -89,7 +90,7 @@ def domains_chapter(section: Section) -> Chapter:
                 f"{section['num_documents']:,} documents exchange their domains.",
                 num_tokens=tokens,
             ),
-            Table(title="Domains", head=["domain", "documents", "tokens"], rows=rows),
+            Table(title="Domains", head=["domain", "documents", "tokens"], rows=rows, is_wide=False),
         ],
     )
 

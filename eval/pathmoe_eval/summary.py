@@ -25,7 +25,12 @@ class SummaryRow(NamedTuple):
 
 def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
     """Rows of all sections that are there, in the order of a report."""
-    return [row for name, rows in SUMMARY_OF_SECTION.items() if name in sections for row in rows(sections[name])]
+    return [row for rows in rows_by_section(sections).values() for row in rows]
+
+
+def rows_by_section(sections: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
+    """Rows of each section that is there."""
+    return {name: rows(sections[name]) for name, rows in SUMMARY_OF_SECTION.items() if name in sections}
 
 
 def perplexity_rows(section: Section) -> list[SummaryRow]:
