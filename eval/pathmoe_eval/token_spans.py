@@ -49,6 +49,19 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     return ids, _tiled(np.array(offsets, dtype=np.int64).reshape(-1, 2), text)
 
 
+def spans_of_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The text that token ids decode to, and the characters [start, end) of it that each stands for.
+
+    The ids need not be those that the tokenizer would give the text, as when a document was cut.
+    """
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    encoded_ids, spans_N2 = encode_with_spans(tokenizer, text)
+    if encoded_ids != ids:
+        offsets = _offsets_by_decoding(tokenizer, ids, text)
+        spans_N2 = _tiled(np.array(offsets, dtype=np.int64).reshape(-1, 2), text)
+    return text, [(start, end) for start, end in spans_N2.tolist()]
+
+
 def majority_class(class_of_character_M: NDArray[np.integer], spans_N2: NDArray[np.int64], num_classes: int) -> NDArray:
     """The class that most characters of each token have; of equally many, the lowest class id (our choice).
 
