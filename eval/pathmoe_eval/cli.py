@@ -85,9 +85,7 @@ def _settings(kind: type[Settings], options: Namespace) -> Settings:
 
 def _paths(options: Namespace, command: str) -> None:
     if (options.model is None) == (options.trace is None):
-        fail(
-            f"--model ({options.model}) or --trace ({options.trace}) must be given, and not both; give one of them"
-        )
+        fail(f"--model ({options.model}) or --trace ({options.trace}) must be given, and not both; give one of them")
     paths_command(
         None if options.model is None else _settings(ModelOptions, options),
         _settings(EvaluatedData, options),

@@ -1,6 +1,6 @@
 """A model run over documents: the score of each token, and its routing on disk."""
 
-# Shapes: N tokens that a forward counts.
+# Shapes: N tokens that a forward counts, L MoE layers, E experts, K experts per token.
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathmoe_eval.evaluated_data import EvaluatedDocument
 from pathmoe_eval.evaluated_model import EvaluatedModel
 from pathmoe_eval.recorded_routing import RecordedRouting
 from pathmoe_eval.recorder import RoutingRecorder
+from pathmoe_eval.router_scores import ScoreFunction
 from pathmoe_eval.routing_chunk import RoutingChunk
 from pathmoe_eval.scoring import ScoredBatch, TokenScores, join_scores, scored_batches
 from pathmoe_eval.trace_header import TraceHeader
@@ -50,7 +51,7 @@ def record(
     Raises:
         ValueError: a model without routers, a folder that is not free, or settings that `score_windows` refuses.
     """
-    recorder = RoutingRecorder(model.model, logits=logits)
+    recorder = RoutingRecorder(model.model, weights=logits, logits=logits)
     batches = scored_batches(model.model, score_windows(documents, max_length, stride), predict=True)
     with recorder:
         first = next(batches)
@@ -68,10 +69,33 @@ def record(
             has_weights=False,
             has_logits=logits,
             has_predicted_ids=True,
-            provenance=provenance or {},
+            provenance=(provenance or {}) | ({"score_function": score_function(routing)} if logits else {}),
         )
         with TraceWriter(folder, header) as writer:
             return join_scores(_append_all(writer, recorder, documents, first, routing, batches))
+
+
+def score_function(routing: RecordedRouting) -> ScoreFunction:
+    """Whether a router's weights are made from softmax or from sigmoid scores, by the ratios of their first two.
+
+    A renormalisation, a scaling factor or a softmax over the chosen alone leaves ratios as they are. With one expert
+    per token there is no ratio, and nothing tells: softmax.
+
+    Args:
+        routing: recorded with weights and logits.
+    """
+    assert routing.weights_NLK is not None and routing.logits_NLE is not None
+    if routing.expert_ids_NLK.shape[2] == 1:
+        return "softmax"
+    first_two = routing.expert_ids_NLK[..., :2].astype(np.int64)
+    logits_NL2 = np.take_along_axis(routing.logits_NLE, first_two, axis=-1).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_ratio_NL = np.diff(np.log(routing.weights_NLK[..., :2].astype(np.float64)), axis=-1)
+        errors = {
+            "softmax": np.abs(log_ratio_NL - np.diff(logits_NL2, axis=-1)),
+            "sigmoid": np.abs(log_ratio_NL - np.diff(-np.logaddexp(0.0, -logits_NL2), axis=-1)),
+        }
+    return "sigmoid" if np.nanmedian(errors["sigmoid"]) < np.nanmedian(errors["softmax"]) else "softmax"
 
 
 def _append_all(
