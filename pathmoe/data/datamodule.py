@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pathmoe.data.blocks import Blocks
 from pathmoe.data.cache import default_cache_dir, write_json
+from pathmoe.data.document import Document
 from pathmoe.data.loader import Batch, MicroBatches, TrainLoader, ValidationLoader
 from pathmoe.data.manifest import Manifest
 from pathmoe.data.order import BatchGeometry
 from pathmoe.data.packed_split import pack_split
-from pathmoe.data.prepared import Recipe, open_prepared, prepare
+from pathmoe.data.prepared import Recipe, open_prepared, prepare, split_documents
 from pathmoe.data.sources import Source, stream_documents
 from pathmoe.data.splitting import text_hash
 from pathmoe.data.streaming import StreamedBatches, StreamLoader
@@ -167,14 +168,21 @@ class TokenDataModule(pl.LightningDataModule):
             tokenizer=self._recipe.tokenizer,
         )
 
+    def held_out_documents(self) -> Iterator[Document]:
+        """The documents of validation, in the order of the source; nothing is tokenised or kept."""
+        if not self.streaming:
+            return split_documents(self._recipe).validation()
+        source = replace(self._source, split=self._recipe.validation_split or self._source.split)
+        rows = islice(stream_documents(source), self.validation_documents)
+        return (Document(row["text"]) for row in rows if row["text"])
+
     def _setup_stream(self) -> None:
         """Load the tokenizer; hold out and pack the first documents."""
         recipe = self._recipe
         self.tokenizer = load_tokenizer(recipe.tokenizer)
         check_vocab_size(recipe.tokenizer, self.tokenizer, recipe.vocab_size)
-        source = replace(self._source, split=recipe.validation_split or self._source.split)
-        rows = islice(stream_documents(source), self.validation_documents)
-        texts = [row["text"] for row in rows if row["text"]]
+        source = self._source
+        texts = [document.text for document in self.held_out_documents()]
         self._held_out = frozenset(map(text_hash, texts))
         tables: list[pa.Table] = []
         validation = pack_split(texts, self.tokenizer, recipe.sequence_length, tables.append)

@@ -2,7 +2,7 @@
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,17 @@ def read_file(file: Path, text_key: str) -> Iterator[Document]:
     if file.suffix == ".txt":
         yield Document(_decode(file.read_bytes(), file, offset=0))
         return
-    rows = _parquet_rows(file, text_key) if file.suffix == ".parquet" else _json_records(file)
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(read_records(file, [text_key]), start=1):
         if text := text_of(row, text_key, f"{file}, record {number}"):
             yield Document(text)
+
+
+def read_records(file: Path, keys: Sequence[str]) -> Iterator[Any]:
+    """Records of a .jsonl, .json or .parquet file, in order, with these keys at least where they have them.
+
+    Raises ValueError naming the file, and the byte or line, where it is not UTF-8, not JSON or not parquet.
+    """
+    return _parquet_rows(file, keys) if file.suffix == ".parquet" else _json_records(file)
 
 
 def text_of(row: Any, text_key: str, where: str) -> str | None:
@@ -110,13 +117,13 @@ def _parse(text: str, file: Path, line: int) -> Any:
         ) from error
 
 
-def _parquet_rows(file: Path, text_key: str) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         table = pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"data.source: {file} is not a parquet file ({error}); replace it") from error
     names = table.schema_arrow.names
-    columns = [text_key] if text_key in names else names
+    columns = list(keys) if set(keys) <= set(names) else names
     try:
         for batch in table.iter_batches(_ROWS_PER_READ, columns=columns):
             yield from batch.to_pylist()

@@ -104,7 +104,7 @@ def read_documents(source: Source) -> Iterator[Document]:
     Raises ValueError naming `data.source` or the file, and what is wrong, where it cannot be read.
     """
     if source.has_splits:
-        dataset: Dataset = _load(source, streaming=False)
+        dataset: Dataset = load_rows(source, streaming=False)
         for first in range(0, len(dataset), 1000):
             for number, text in enumerate(dataset[first : first + 1000][source.text_key], start=first):
                 where = f"{source.source}, {source.split} row {number}"
@@ -126,7 +126,7 @@ def stream_documents(source: Source) -> IterableDataset:
     Nothing is downloaded as a whole or written; hub data sets are read over the network as they are used.
     """
     if source.has_splits:
-        dataset: IterableDataset = _load(source, streaming=True)
+        dataset: IterableDataset = load_rows(source, streaming=True)
         return dataset.select_columns([source.text_key]).rename_columns(
             {source.text_key: "text"} if source.text_key != "text" else {}
         )
@@ -147,7 +147,11 @@ def _file_rows(files: list[Path], text_key: str) -> Iterator[dict[str, str]]:
             yield {"text": document.text}
 
 
-def _load(source: Source, streaming: bool) -> Any:
+def load_rows(source: Source, streaming: bool) -> Any:
+    """The split of a source that has named ones, as a Dataset, or as an IterableDataset when streaming.
+
+    Raises ValueError naming `data.source` where it cannot be loaded, or `data.text_key` where that is no column.
+    """
     path = str(Path(str(source.source)).expanduser())
     try:
         dataset = load_dataset(path, name=source.subset, split=source.split, streaming=streaming)

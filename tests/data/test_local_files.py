@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pathmoe.data.local_files import find_files, read_file
+from pathmoe.data.local_files import find_files, read_file, read_records
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -27,6 +27,18 @@ def test_each_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "array.json", json.dumps(rows, indent=1))) == ["eins", "zwei ü"]
     pq.write_table(pa.table({"other": [1, 2, 3], "body": ["eins", None, "zwei ü"]}), tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet", "body") == ["eins", "zwei ü"]
+
+
+def test_records_have_the_keys_asked_for_or_all_of_them(tmp_path: Path) -> None:
+    rows = [{"text": "eins", "topic": "a", "n": 1}, {"text": "zwei", "topic": "b", "n": 2}]
+    lines = write(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert list(read_records(lines, ["text"])) == rows
+    assert list(read_records(tmp_path / "a.parquet", ["text", "topic"])) == [
+        {"text": row["text"], "topic": row["topic"]} for row in rows
+    ]
+    # All of them, so that an error can name them.
+    assert list(read_records(tmp_path / "a.parquet", ["text", "other"])) == rows
 
 
 def test_a_path_a_folder_a_glob_and_a_list_find_files(tmp_path: Path) -> None:
