@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +103,8 @@ def measure_robustness(
     perturbed = []
     for intervention in _interventions(model, free, listed_from, perturbations):
         nats = []
-        for seed in range(intervention.num_seeds):
-            with intervention.enter(seed):
+        for draw in intervention.draws:
+            with draw():
                 batches = scored_batches(model, windows, windows_per_forward)
                 nats.append(document_sums(batches, len(documents))[0])
         perturbed.append(
@@ -172,38 +173,31 @@ def document_sums(
 class _Intervention:
     name: str
     setting: float | None
-    num_seeds: int
-    enter: Callable[[int], AbstractContextManager[None]]
+    draws: list[Callable[[], AbstractContextManager[None]]]
+    """Each makes the intervention with a seed of its own; one where nothing is drawn."""
     listed_share: float | None = None
 
 
 def _interventions(
     model: PreTrainedModel, free: FreeModel, listed_from: NDArray[np.integer], perturbations: Perturbations
 ) -> Iterator[_Intervention]:
-    num_experts = moe_layers(model)[0].num_experts
-    num_layers, num_seeds = len(free.router_of_layer), perturbations.num_seeds
-    for name, labels in ((PER_LAYER, range(num_layers)), (PER_BLOCK, free.router_of_layer)):
-        yield _Intervention(
-            name,
-            None,
-            num_seeds,
-            lambda seed, labels=labels: permuted_experts(model, index_permutations(labels, num_experts, seed)),
-        )
-    yield _Intervention("random reassignment", None, num_seeds, lambda seed: reassigned_experts(model, seed))
+    num_experts, seeds = moe_layers(model)[0].num_experts, range(perturbations.num_seeds)
+    for name, labels in ((PER_LAYER, range(len(free.router_of_layer))), (PER_BLOCK, free.router_of_layer)):
+        permutations = [index_permutations(labels, num_experts, seed) for seed in seeds]
+        yield _Intervention(name, None, [partial(permuted_experts, model, table_LE) for table_LE in permutations])
+    yield _Intervention("random reassignment", None, [partial(reassigned_experts, model, seed) for seed in seeds])
     for size in perturbations.noise_sizes:
         std_L = (size * free.logit_std_L).tolist()
-        yield _Intervention("logit noise", size, num_seeds, lambda seed, std_L=std_L: noisy_logits(model, std_L, seed))
+        yield _Intervention("logit noise", size, [partial(noisy_logits, model, std_L, seed) for seed in seeds])
     for number in perturbations.path_numbers:
         paths_PL = most_frequent_paths(listed_from, number)
         share = float(is_listed(free.path_ids_NL, paths_PL).mean())
-        yield _Intervention(
-            "listed paths only", number, 1, lambda _, paths_PL=paths_PL: only_listed_paths(model, paths_PL), share
-        )
+        yield _Intervention("listed paths only", number, [partial(only_listed_paths, model, paths_PL)], share)
     numbers = perturbations.expert_numbers
     if numbers is None:
         numbers = _default_expert_numbers(free.num_experts_per_tok, num_experts)
     for number in numbers:
-        yield _Intervention("experts per token", number, 1, lambda _, number=number: experts_per_token(model, number))
+        yield _Intervention("experts per token", number, [partial(experts_per_token, model, number)])
 
 
 def _default_expert_numbers(own: int, num_experts: int) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ same documents for the free model and for all seeds. The standard deviation is o
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 _CELLS_PER_BATCH = 1 << 22
-_MAX_LOG = math.log(sys.float_info.max)
+_MAX_PERPLEXITY = 1e100
+"""Its square, which a deviation takes, is a float too."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,14 +46,14 @@ class PerturbedPerplexity:
     num_seeds: int
     """Draws of the intervention; 1 where nothing is drawn."""
     perplexity: float | None
-    """Mean over seeds of exp(nats / tokens); None beyond the range of floats."""
+    """Mean over seeds of exp(nats / tokens); None beyond 1e100."""
     perplexity_of_seed: tuple[float | None, ...]
-    """By seed; None beyond the range of floats."""
+    """By seed; None beyond 1e100."""
     rise_percent: float | None
     """100 (perplexity / free perplexity - 1); None where `perplexity` is None."""
     rise_percent_interval: tuple[float, float] | None
     """Percentile bootstrap over documents, each resample taken for the free model and all seeds together; None with
-    fewer than two documents, or beyond the range of floats."""
+    fewer than two documents, where `rise_percent` is None, or beyond the range of floats."""
     rise_percent_seed_std: float | None
     """Standard deviation over seeds (with R - 1); None with one seed, or where a perplexity is None."""
     listed_share: float | None
@@ -83,7 +83,7 @@ class Robustness:
     num_tokens: int
     """Scored tokens."""
     free_perplexity: float | None
-    """Without an intervention; None beyond the range of floats."""
+    """Without an intervention; None beyond 1e100."""
     perturbed: tuple[PerturbedPerplexity, ...]
     permutations: PermutationsSideBySide | None
     """None unless both permutations are among `perturbed`."""
@@ -165,8 +165,10 @@ def _perturbed(
     known = [value for value in of_seed if value is not None]
     free = _exp(math.fsum(free_nats_M) / num_tokens)
     mean = math.fsum(known) / len(of_seed) if len(known) == len(of_seed) else None
-    rise = None if mean is None or free is None else 100 * (mean / free - 1)
-    spread = 100 * float(np.std(known, ddof=1)) / free if rise is not None and free and len(known) > 1 else None
+    rise = spread = None
+    if mean is not None and free is not None:
+        rise = 100 * (mean / free - 1)
+        spread = 100 * float(np.std(known, ddof=1)) / free if len(known) > 1 else None
     return PerturbedPerplexity(
         intervention=sums.intervention,
         setting=sums.setting,
@@ -210,7 +212,7 @@ def _interval(
 
 
 def _exp(nats_per_token: float) -> float | None:
-    return math.exp(nats_per_token) if nats_per_token < _MAX_LOG else None
+    return math.exp(nats_per_token) if nats_per_token < math.log(_MAX_PERPLEXITY) else None
 
 
 def _side_by_side(
