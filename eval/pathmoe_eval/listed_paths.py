@@ -5,7 +5,8 @@ own path is not among them. Our choice: to the listed path that has the same exp
 more frequent one.
 """
 
-# Shapes: N tokens, T tokens of one forward, L MoE layers, P listed paths, E experts, K experts per token.
+# Shapes: N tokens, C tokens of a chunk, T tokens of one forward, L MoE layers, P listed paths, E experts,
+# K experts per token.
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,7 +3,7 @@
 Each is a context manager around forwards of any MoE of transformers, and leaves the model as it was.
 """
 
-# Shapes: T tokens of one forward, L MoE layers, E experts, K experts per token.
+# Shapes: B batch, S sequence, T = B*S tokens of one forward, D hidden, E experts.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """Rewritten experts against experts whose weights were moved, and against the distribution that they should have."""
 
-# Shapes: N tokens, L MoE layers, E experts, K experts per token.
+# Shapes: N tokens, B batch, S sequence, L MoE layers, E experts, K experts per token.
 
 import numpy as np
 import pytest

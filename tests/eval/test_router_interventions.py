@@ -1,6 +1,6 @@
 """Noise on logits and another k, on real models: against models built with that k, and against what chance gives."""
 
-# Shapes: N tokens, L MoE layers, E experts, K experts per token.
+# Shapes: N tokens, T tokens of one forward, L MoE layers, E experts, K experts per token.
 
 import math
 

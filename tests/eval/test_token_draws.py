@@ -1,5 +1,7 @@
 """Draws against their definition in Python's whole numbers, and against the distributions that they should have."""
 
+# Shapes: B batch, S sequence, T = B*S tokens, E draws of a token.
+
 import numpy as np
 import pytest
 import torch
