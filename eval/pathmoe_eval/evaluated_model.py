@@ -21,6 +21,7 @@ from pathmoe.training.sharded_checkpoint import is_sharded
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
+_ALIGNMENT = 64
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -82,7 +83,19 @@ def open_model(name: str, dtype: DType = "auto", device: str = "auto") -> Evalua
         opened = _open_transformers(name, dtype, folder=None)
     model: Any = opened.model
     model.to(target).eval()
+    _align(model)
     return opened
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move tensors to addresses as PyTorch allocates them.
+
+    Those of a mapped safetensors file lie as the file has them, and matrix products round otherwise there: the same
+    weights from a checkpoint and from an export would give other last bits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _device(device: str) -> torch.device:
