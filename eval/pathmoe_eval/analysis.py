@@ -102,7 +102,7 @@ class _Counts:
         self.ids = _ids(trace)
         self.shuffled = {kind: shuffle_ids(ids_N, options.seed) for kind, ids_N in self.ids.items()}
         self.vocabulary = {
-            kind: VocabularyCounts(**shape, vocab_size=header.vocab_size, num_ranks=1)
+            kind: VocabularyCounts(**shape, vocab_size=header.vocab_size, num_ranks=1, layers=None)
             for kind, ids_N in self.ids.items()
             if (ids_N != NO_ID).any()
         }

@@ -8,14 +8,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 
 from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe_eval.analysis import Options
-from pathmoe_eval.commands import ModelOptions, paths_command, perplexity_command, record_command
+from pathmoe_eval.commands import ModelOptions, paths_command, perplexity_command, perturb_command, record_command
+from pathmoe_eval.compare import compare_command
 from pathmoe_eval.evaluated_data import EvaluatedData
+from pathmoe_eval.perturbing import Perturbations
 
-Settings = TypeVar("Settings", ModelOptions, EvaluatedData)
+# The docstrings of fields are the help of their options.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Settings = TypeVar("Settings", ModelOptions, EvaluatedData, Perturbations)
 
 
 def main() -> None:
@@ -23,18 +28,26 @@ def main() -> None:
     with_one_line_errors(_main)
 
 
-def _main() -> None:
+def evaluation_parser() -> OneLineParser:
+    """The parser of the command line."""
     parser = OneLineParser(prog="pathmoe-eval", description="Perplexity and expert paths of any MoE of transformers.")
-    commands = parser.add_subcommands(dest="command", required=True)
-    for name, command in {
+    parsers = {
         "paths": _paths_parser(),
         "perplexity": _perplexity_parser(),
+        "perturb": _perturb_parser(),
         "record": _record_parser(),
-    }.items():
-        commands.add_subcommand(name, command, help=command.description)
-    options = parser.parse_args()
-    run = {"paths": _paths, "perplexity": _perplexity, "record": _record}[options.command]
-    run(options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
+        "compare": _compare_parser(),
+    }
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, of_command in parsers.items():
+        commands.add_subcommand(name, of_command, help=of_command.description)
+    return parser
+
+
+def _main() -> None:
+    options = evaluation_parser().parse_args()
+    run = {"paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "compare": _compare}
+    run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
 
 
 def _paths_parser() -> OneLineParser:
@@ -59,6 +72,22 @@ def _perplexity_parser() -> OneLineParser:
     parser.add_argument("--model", type=str, required=True, help="As for record.")
     _add_reading(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="Folder of a report to write, too.")
+    return parser
+
+
+def _perturb_parser() -> OneLineParser:
+    parser = OneLineParser(description="Perplexity under permuted, noisy, restricted and other routing.")
+    parser.add_argument("--model", type=str, required=True, help="As for record.")
+    _add_reading(parser)
+    parser.add_class_arguments(Perturbations, as_group=False)
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the report; that of paths gets the chart.")
+    return parser
+
+
+def _compare_parser() -> OneLineParser:
+    parser = OneLineParser(description="Reports side by side, in one page and one table.")
+    parser.add_argument("reports", type=Path, nargs="+", help="Two report.json or more.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the page.")
     return parser
 
 
@@ -101,6 +130,15 @@ def _paths(options: Namespace, command: str) -> None:
 
 def _perplexity(options: Namespace, command: str) -> None:
     perplexity_command(_settings(ModelOptions, options), _settings(EvaluatedData, options), options.out, command)
+
+
+def _perturb(options: Namespace, command: str) -> None:
+    model, data = _settings(ModelOptions, options), _settings(EvaluatedData, options)
+    perturb_command(model, data, _settings(Perturbations, options), options.out, command)
+
+
+def _compare(options: Namespace, command: str) -> None:
+    compare_command(options.reports, options.out, command)
 
 
 def _record(options: Namespace, command: str) -> None:

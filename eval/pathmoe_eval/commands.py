@@ -15,12 +15,13 @@ from pathmoe.training.provenance import provenance
 from pathmoe_eval.analysis import Options, analyse
 from pathmoe_eval.evaluated_data import EvaluatedData, EvaluatedDocument, read_evaluated
 from pathmoe_eval.evaluated_model import DType, EvaluatedModel, open_model
-from pathmoe_eval.perplexity import PerplexityResult
 from pathmoe_eval.perplexity import perplexity as perplexity_of_scores
+from pathmoe_eval.perturbing import Perturbations, measure_robustness
 from pathmoe_eval.recording import record as record_trace
-from pathmoe_eval.report import write_report
-from pathmoe_eval.saturation import Saturation, SaturationCounts
+from pathmoe_eval.report import PAGE_FILE, REPORT_FILE, refuse_another_report, write_report
+from pathmoe_eval.saturation import trace_saturation
 from pathmoe_eval.scoring import TokenScores, join_scores, scored_batches
+from pathmoe_eval.terminal_tables import perplexity_lines, robustness_lines
 from pathmoe_eval.token_classes import load_tagger
 from pathmoe_eval.trace import RoutingTrace, open_trace
 from pathmoe_eval.windows import score_windows
@@ -59,20 +60,23 @@ class ModelOptions:
 def record_command(model: ModelOptions, data: EvaluatedData, out: Path, logits: bool, command: str) -> None:
     """Write the routing of every token of the data as a trace."""
     opened = model.open()
-    scores, _ = _record(opened, model, data, out, logits, command)
-    print(f"{out}: routing of {open_trace(out).num_tokens:,} tokens, {len(scores.position_N):,} of them scored")
+    documents = list(read_evaluated(data, opened))
+    scores = _record(opened, documents, model, data, out, logits, command)
+    print(f"{out}: routing of {_num_tokens(documents):,} tokens, {len(scores.position_N):,} of them scored")
 
 
 def perplexity_command(model: ModelOptions, data: EvaluatedData, out: Path | None, command: str) -> None:
     """Print perplexity and bits per byte; with `out`, write a report of them."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
+    run = _run_of_documents(opened, data, documents, command)
+    if out is not None:
+        refuse_another_report(out, run)
     batches = scored_batches(opened.model, score_windows(documents, **model.windows(opened)))
     result = perplexity_of_scores(join_scores(batches), documents)
     for line in perplexity_lines(result):
         print(line)
     if out is not None:
-        run = {"command": command, "model": opened.name, "data": str(data.data), "num_tokens": _num_tokens(documents)}
         write_report(out, {"run": run, "sections": {"perplexity": asdict(result)}})
 
 
@@ -88,31 +92,55 @@ def paths_command(
     command: str,
 ) -> None:
     """Write the report of a trace, or of a model's routing, whose trace then lies in the report's folder."""
+    refuse_another_report(out, {})
+    tag = None if tagger is None else load_tagger(tagger)
     sections: dict[str, Any] = {}
-    tokenizer: PreTrainedTokenizerBase | None
-    if trace is None:
-        assert model is not None
-        trace = out / TRACE_FOLDER
-        opened = model.open()
-        scores, documents = _record(opened, model, data, trace, logits, command)
-        sections["perplexity"] = asdict(perplexity_of_scores(scores, documents))
-        tokenizer = opened.tokenizer
-    recorded = open_trace(trace)
     if model is None:
+        assert trace is not None
+        recorded = open_trace(trace)
         tokenizer = _tokenizer_of(recorded)
-    of_code = recorded.header.data == PYTHON_STDLIB
-    sections |= analyse(recorded, tokenizer, load_tagger(tagger or ("python" if of_code else "text")), options)
+    else:
+        opened = model.open()
+        tokenizer = opened.tokenizer
+        documents = list(read_evaluated(data, opened))
+        refuse_another_report(out, _run_of_documents(opened, data, documents, command))
+        scores = _record(opened, documents, model, data, out / TRACE_FOLDER, logits, command)
+        sections["perplexity"] = asdict(perplexity_of_scores(scores, documents))
+        recorded = open_trace(out / TRACE_FOLDER)
+    if tag is None:
+        tag = load_tagger("python" if recorded.header.data == PYTHON_STDLIB else "text")
+    sections |= analyse(recorded, tokenizer, tag, options)
     if later is not None:
-        sections["saturation"] = asdict(saturation(recorded, open_trace(later)))
-    write_report(out, {"run": run_of_trace(recorded, command, options), "sections": sections})
-    print(f"{out / 'index.html'}: {recorded.num_tokens:,} tokens; every number in {out / 'report.json'}")
+        sections["saturation"] = asdict(trace_saturation(recorded, open_trace(later)))
+    write_report(out, {"run": _run_of_trace(recorded, command, options), "sections": sections})
+    print(f"{out / PAGE_FILE}: {recorded.num_tokens:,} tokens; every number is in {out / REPORT_FILE}")
+
+
+def perturb_command(
+    model: ModelOptions, data: EvaluatedData, perturbations: Perturbations, out: Path, command: str
+) -> None:
+    """Write a report of perplexity under interventions, or add it to the report of the same model and data."""
+    opened = model.open()
+    documents = list(read_evaluated(data, opened))
+    run = _run_of_documents(opened, data, documents, command)
+    refuse_another_report(out, run)
+    result = measure_robustness(opened.model, documents, perturbations, **model.windows(opened))
+    write_report(out, {"run": run, "sections": {"perturbation": asdict(result)}})
+    for line in robustness_lines(result):
+        print(line)
+    print(f"{out / PAGE_FILE}: {result.num_tokens:,} scored tokens; every number is in {out / REPORT_FILE}")
 
 
 def _record(
-    opened: EvaluatedModel, model: ModelOptions, data: EvaluatedData, folder: Path, logits: bool, command: str
-) -> tuple[TokenScores, list[EvaluatedDocument]]:
-    documents = list(read_evaluated(data, opened))
-    scores = record_trace(
+    opened: EvaluatedModel,
+    documents: Sequence[EvaluatedDocument],
+    model: ModelOptions,
+    data: EvaluatedData,
+    folder: Path,
+    logits: bool,
+    command: str,
+) -> TokenScores:
+    return record_trace(
         opened,
         documents,
         folder,
@@ -121,11 +149,29 @@ def _record(
         logits=logits,
         provenance={"command": command} | provenance(),
     )
-    return scores, documents
 
 
 def _num_tokens(documents: Sequence[EvaluatedDocument]) -> int:
     return sum(len(document.token_ids) for document in documents)
+
+
+def _run_of_documents(
+    opened: EvaluatedModel, data: EvaluatedData, documents: Sequence[EvaluatedDocument], command: str
+) -> dict[str, Any]:
+    """What a report says of its run, where nothing was recorded."""
+    return {
+        "command": command,
+        "model": opened.name,
+        "data": str(data.data),
+        "num_tokens": _num_tokens(documents),
+        "num_sequences": len(documents),
+        "versions": provenance(),
+        "created": _now(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _tokenizer_of(trace: RoutingTrace) -> PreTrainedTokenizerBase | None:
@@ -139,28 +185,7 @@ def _tokenizer_of(trace: RoutingTrace) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def saturation(earlier: RoutingTrace, later: RoutingTrace) -> Saturation:
-    """Picks that an earlier checkpoint shares with a later one, on the same tokens.
-
-    Raises:
-        ValueError: traces of other tokens, or of models of another shape.
-    """
-    header = earlier.header
-    counts = SaturationCounts(
-        num_layers=header.num_layers, num_experts=header.num_experts, num_experts_per_tok=header.num_experts_per_tok
-    )
-    if earlier.num_tokens != later.num_tokens:
-        raise ValueError(
-            f"--later ({later.num_tokens} tokens) must be a trace of the same {earlier.num_tokens} tokens; record both "
-            "with the same --data, --max_tokens and windows"
-        )
-    # Chunks end where record batches do, which are of one size in traces of one shape.
-    for one, two in zip(earlier.chunks(), later.chunks(), strict=True):
-        counts.update(one.expert_ids_NLK, two.expert_ids_NLK, one.token_ids_N, two.token_ids_N)
-    return counts.result()
-
-
-def run_of_trace(trace: RoutingTrace, command: str, options: Options) -> dict[str, Any]:
+def _run_of_trace(trace: RoutingTrace, command: str, options: Options) -> dict[str, Any]:
     """What a report says of its run."""
     header = trace.header
     return {
@@ -176,18 +201,5 @@ def run_of_trace(trace: RoutingTrace, command: str, options: Options) -> dict[st
         "layer_names": list(header.layer_names),
         "seed": options.seed,
         "versions": provenance(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": _now(),
     }
-
-
-def perplexity_lines(result: PerplexityResult) -> list[str]:
-    """A table for the terminal."""
-    rows = [("all", result.total), *((domain.domain, domain) for domain in result.by_domain)]
-    lines = [f"{'':24} {'tokens':>11} {'perplexity':>10} {'95% interval':>19} {'bits/byte':>9}"]
-    for name, of in rows if len(result.by_domain) > 1 else rows[:1]:
-        interval = "" if of.perplexity_interval is None else "{:.2f} to {:.2f}".format(*of.perplexity_interval)
-        per_byte = "" if of.bits_per_byte is None else f"{of.bits_per_byte:.4f}"
-        value = "" if of.perplexity is None else f"{of.perplexity:.3f}"
-        lines.append(f"{name[:24]:24} {of.num_tokens:11,} {value:>10} {interval:>19} {per_byte:>9}")
-    lines.append(f"intervals: bootstrap over {result.total.num_documents:,} documents")
-    return lines
