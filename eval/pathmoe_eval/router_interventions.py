@@ -30,8 +30,8 @@ def noisy_logits(model: nn.Module, std_of_layer: Sequence[float], seed: int) -> 
     """Add Gaussian noise to all router logits, before scores, biases and the choice.
 
     The draw is that of `token_draws`: independent between experts and layers, and of batching. In layers that take over
-    another's decision nothing is added. Ours make their logits apart from the choice for it, as the fused kernel does not
-    take noise: on a GPU even noise of size 0 may then change last bits.
+    another's decision nothing is added. Our fused kernel takes no noise, so that logits are made apart from the choice:
+    on a GPU even noise of size 0 may change last bits.
 
     Args:
         model: a transformers model whose routers make their logits by one linear layer, or ours.
