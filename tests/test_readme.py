@@ -30,6 +30,8 @@ from pathlib import Path
 
 import pytest
 
+from pathmoe_eval.cli import evaluation_parser
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE_FOLDERS = ("pathmoe/", "kernels/pathmoe_kernels/", "eval/pathmoe_eval/")
 
@@ -148,6 +150,8 @@ def test_a_command_is_valid(words: list[str], checkout: Path, capsys: pytest.Cap
     arguments = cli_arguments(words)
     if arguments is not None:
         assert parses(arguments), capsys.readouterr().err
+    elif words[0] == "pathmoe-eval":
+        evaluation_parser().parse_args(words[1:])
     elif words[0] == "make":
         result = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -211,6 +215,11 @@ def test_the_marked_commands_run(block: Block, is_trained: bool) -> None:
 )
 def test_a_wrong_command_is_seen(arguments: list[str]) -> None:
     assert not parses(arguments)
+
+
+def test_a_wrong_evaluation_command_is_seen() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        evaluation_parser().parse_args(["paths", "--no_such_option", "1", "--out", "x"])
 
 
 def test_blocks_commands_and_trees_are_read_as_the_contract_says() -> None:

@@ -85,6 +85,10 @@ class ConsistencyCounts:
         self._overlap.merge(other._overlap)
         self._joint.merge(other._joint)
 
+    def adjacent_top1(self) -> NDArray[np.int64]:
+        """Tokens whose top-1 expert is e in layer l and f in layer l + 1, [adjacent pairs, experts, experts]."""
+        return self._joint.adjacent_top1()
+
     def result(self) -> Consistency:
         """Consistency over all tokens counted so far.
 

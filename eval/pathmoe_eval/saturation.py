@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pathmoe_eval.load import count_picks
 from pathmoe_eval.paths import check_not_empty
 from pathmoe_eval.routing_shape import RoutingShape, by_layer
+from pathmoe_eval.trace import RoutingTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,39 @@ class SaturationCounts:
             mean_all_picks=float(np.mean(all_picks_L)),
             mean_first_picks=float(np.mean(first_picks_L)),
         )
+
+
+def trace_saturation(earlier: RoutingTrace, later: RoutingTrace) -> Saturation:
+    """Picks that an earlier checkpoint shares with a later one, on the same tokens.
+
+    Raises:
+        ValueError: traces of other tokens, or of models of another shape.
+    """
+    header = earlier.header
+    counts = SaturationCounts(
+        num_layers=header.num_layers, num_experts=header.num_experts, num_experts_per_tok=header.num_experts_per_tok
+    )
+    if earlier.num_tokens != later.num_tokens:
+        raise ValueError(
+            f"--later ({later.num_tokens} tokens) must be a trace of the same {earlier.num_tokens} tokens; record both "
+            "with the same --data, --max_tokens and windows"
+        )
+    for (earlier_NLK, earlier_ids_N), (later_NLK, later_ids_N) in _side_by_side(earlier, later):
+        counts.update(earlier_NLK, later_NLK, earlier_ids_N, later_ids_N)
+    return counts.result()
+
+
+def _side_by_side(*traces: RoutingTrace) -> Iterator[tuple[tuple[NDArray[np.integer], NDArray[np.integer]], ...]]:
+    """Expert and token ids of the same tokens in each trace; chunks end where record batches do, in each elsewhere."""
+    streams = [((chunk.expert_ids_NLK, chunk.token_ids_N) for chunk in trace.chunks()) for trace in traces]
+    waiting = [next(stream) for stream in streams]
+    while True:
+        length = min(len(ids_N) for _, ids_N in waiting)
+        yield tuple((ids_NLK[:length], ids_N[:length]) for ids_NLK, ids_N in waiting)
+        rest = [(ids_NLK[length:], ids_N[length:]) for ids_NLK, ids_N in waiting]
+        waiting = [part if len(part[1]) else next(stream, part) for part, stream in zip(rest, streams, strict=True)]
+        if not all(len(ids_N) for _, ids_N in waiting):
+            return
 
 
 def _check_same_tokens(

@@ -99,6 +99,22 @@ def load_tagger(name: str) -> Tagger:
     return tagger
 
 
+def checked_classes(classes: Sequence[str], num_tokens: int) -> list[str]:
+    """What a tagger returned, as a list.
+
+    Raises:
+        ValueError: it is not one string a token.
+    """
+    classes = list(classes)
+    wrong = next((value for value in classes if not isinstance(value, str)), None)
+    if wrong is not None or len(classes) != num_tokens:
+        found = f"{len(classes)} classes" if wrong is None else f"a class of type {type(wrong).__name__}"
+        raise ValueError(
+            f"tagger ({found} for {num_tokens} tokens) must return one string for each span; correct the function"
+        )
+    return classes
+
+
 def tag_documents(
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -125,13 +141,7 @@ def tag_documents(
     for text in texts:
         ids, spans_N2 = encode_with_spans(tokenizer, text)
         spans = [(start, end) for start, end in spans_N2.tolist()]
-        classes = list(tagger(text, spans))
-        wrong = next((value for value in classes if not isinstance(value, str)), None)
-        if wrong is not None or len(classes) != len(ids):
-            found = f"{len(classes)} classes" if wrong is None else f"a class of type {type(wrong).__name__}"
-            raise ValueError(
-                f"tagger ({found} for {len(ids)} tokens) must return one string for each span; correct the function"
-            )
+        classes = checked_classes(tagger(text, spans), len(ids))
         class_ids = names.ids([SPECIAL] * len(before) + classes + [SPECIAL] * len(after))
         yield TaggedDocument(np.array(before + ids + after, dtype=np.int64), np.array(class_ids, dtype=np.int32))
 

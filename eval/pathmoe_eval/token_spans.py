@@ -15,6 +15,8 @@ from pathmoe.data.tokenizer import encode
 _BLANK = re.compile(r"\s")
 _TOKENS_AT_ONCE = 1 << 16
 _MOST_TOKENS_OF_A_CHARACTER = 16
+_REPLACEMENT = "\ufffd"
+"""What bytes decode to that are no character."""
 
 
 def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], NDArray[np.int64]]:
@@ -47,6 +49,44 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
         ids = encode(tokenizer, [text])[0]
         offsets = _offsets_by_decoding(tokenizer, ids, text)
     return ids, _tiled(np.array(offsets, dtype=np.int64).reshape(-1, 2), text)
+
+
+def spans_of_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The text that token ids stand for, and the characters [start, end) of it that each does.
+
+    The ids need not be those that the tokenizer would give the text: a model may have chosen them, or a document was
+    cut. Bytes that are no character are one replacement character a token then.
+    """
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    encoded_ids, spans_N2 = encode_with_spans(tokenizer, text)
+    if encoded_ids == ids:
+        return text, [(start, end) for start, end in spans_N2.tolist()]
+    spans: list[tuple[int, int]] = []
+    text = ""
+    while len(spans) < len(ids):
+        piece, num_tokens = _next_piece(tokenizer, ids, len(spans))
+        spans += [(len(text), len(text) + len(piece))] * num_tokens
+        text += piece
+    return text, spans
+
+
+def _next_piece(tokenizer: PreTrainedTokenizerBase, ids: list[int], first: int) -> tuple[str, int]:
+    """Text of the fewest tokens from `first` on that are whole characters, and how many they are.
+
+    One token is decoded before them, as some tokenizers drop the blank that a text begins with.
+    """
+
+    def decode(start: int, stop: int) -> str:
+        return str(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
+
+    before = decode(first - 1, first) if first else ""
+    start = first - 1 if before and not before.endswith(_REPLACEMENT) else first
+    skipped = len(before) if start < first else 0
+    for last in range(first + 1, min(first + _MOST_TOKENS_OF_A_CHARACTER, len(ids)) + 1):
+        piece = decode(start, last)[skipped:]
+        if not piece.endswith(_REPLACEMENT):
+            return piece, last - first
+    return decode(start, first + 1)[skipped:], 1
 
 
 def majority_class(class_of_character_M: NDArray[np.integer], spans_N2: NDArray[np.int64], num_classes: int) -> NDArray:

@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe_eval.saturation import SaturationCounts
+from pathmoe_eval.routing_chunk import RoutingChunk
+from pathmoe_eval.saturation import SaturationCounts, trace_saturation
+from pathmoe_eval.trace import open_trace
+from pathmoe_eval.trace_header import TraceHeader
+from pathmoe_eval.trace_writer import TraceWriter
 
 
 @st.composite
@@ -131,3 +135,42 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def write_trace(folder, expert_ids_NLK, token_ids_N, logits):
+    num_tokens, num_layers, per_token = expert_ids_NLK.shape
+    header = TraceHeader(
+        num_layers=num_layers, num_experts=64, num_experts_per_tok=per_token, layer_names=("l",) * num_layers,
+        router_of_layer=tuple(range(num_layers)), model="m", tokenizer="", data="d", vocab_size=100, has_weights=False,
+        has_logits=logits, has_predicted_ids=False,
+    )  # fmt: skip
+    with TraceWriter(folder, header) as writer:
+        chunk = RoutingChunk(
+            expert_ids_NLK=expert_ids_NLK, token_ids_N=token_ids_N, starts_S1=np.array([0, num_tokens]),
+            logits_NLE=np.zeros((num_tokens, num_layers, 64), dtype=np.float32) if logits else None,
+        )  # fmt: skip
+        writer.append(chunk, names=["a"], domains=[""])
+    return open_trace(folder)
+
+
+def test_traces_with_and_without_logits_whose_chunks_end_elsewhere(tmp_path):
+    rng = np.random.default_rng(0)
+    earlier, later = (np.argsort(rng.random((70_000, 4, 64)), axis=-1)[..., :2].astype(np.uint8) for _ in range(2))
+    token_ids_N = rng.integers(0, 100, 70_000)
+    one = write_trace(tmp_path / "one", earlier, token_ids_N, logits=True)
+    two = write_trace(tmp_path / "two", later, token_ids_N, logits=False)
+    assert [chunk.num_tokens for chunk in one.chunks()] != [chunk.num_tokens for chunk in two.chunks()]
+    counts = SaturationCounts(num_layers=4, num_experts=64, num_experts_per_tok=2)
+    counts.update(earlier, later, token_ids_N, token_ids_N)
+    assert trace_saturation(one, two) == counts.result()
+
+
+def test_traces_of_other_tokens_are_refused(tmp_path):
+    ids_NLK, token_ids_N = np.zeros((9, 1, 1), dtype=np.uint8), np.arange(9)
+    nine = write_trace(tmp_path / "nine", ids_NLK, token_ids_N, logits=False)
+    eight = write_trace(tmp_path / "eight", ids_NLK[1:], token_ids_N[1:], logits=False)
+    with pytest.raises(ValueError, match=r"--later \(8 tokens\) must be a trace of the same 9 tokens; record both"):
+        trace_saturation(nine, eight)
+    other = write_trace(tmp_path / "other", ids_NLK, token_ids_N[::-1].copy(), logits=False)
+    with pytest.raises(ValueError, match="token"):
+        trace_saturation(nine, other)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from pathmoe.data.python_stdlib import python_stdlib
 from pathmoe.data.tokenizer import encode, token_byte_lengths, train_bpe
-from pathmoe_eval.token_spans import encode_with_spans, majority_class
+from pathmoe_eval.token_spans import encode_with_spans, majority_class, spans_of_ids
 
 STDLIB = [document.text for document in islice(python_stdlib(), 25)]
 BPE = train_bpe(STDLIB, 700)
@@ -149,3 +149,33 @@ def test_more_tokens_than_are_counted_at_once(monkeypatch):
     at_once = majority_class(classes_M, spans_N2, 3)
     monkeypatch.setattr("pathmoe_eval.token_spans._TOKENS_AT_ONCE", 7)
     assert np.array_equal(majority_class(classes_M, spans_N2, 3), at_once)
+
+
+@given(st.sampled_from([*STDLIB[:4], OTHER_SCRIPTS]), st.integers(1, 400))
+def test_a_document_that_was_cut_keeps_its_spans(text, length):
+    ids = encode(BPE, [text])[0][:length]
+    _, spans_N2 = encode_with_spans(BPE, text)
+    cut, spans = spans_of_ids(BPE, ids)
+    whole = [token for token in range(len(ids)) if "\ufffd" not in cut[slice(*spans[token])]]
+    assert [spans[token] for token in whole] == [tuple(spans_N2[token].tolist()) for token in whole]
+    # All but a last character that was cut.
+    assert len(whole) >= len(ids) - 3
+
+
+@given(st.lists(st.integers(1, 699), max_size=40))
+def test_any_ids_have_spans_that_tile_their_text(ids):
+    text, spans = spans_of_ids(BPE, ids)
+    assert len(spans) == len(ids)
+    assert_tiles(spans, text)
+    for span, id in zip(spans, ids, strict=True):
+        alone = BPE.decode([id])
+        if "\ufffd" not in alone and "\ufffd" not in text[slice(*span)]:
+            assert text[slice(*span)] == alone
+
+
+def test_blanks_before_words_stay_where_the_tokenizer_marks_them():
+    backend = Tokenizer(models.WordLevel({"\u2581a": 0, "\u2581b": 1, "c": 2}, unk_token="c"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    marking = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert spans_of_ids(marking, [0, 2, 1]) == ("ac b", [(0, 1), (1, 2), (2, 4)])

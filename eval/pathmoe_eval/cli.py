@@ -1,0 +1,150 @@
+"""`pathmoe-eval`: perplexity and expert paths of a checkpoint, from the command line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+from jsonargparse import Namespace, set_parsing_settings
+
+from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
+from pathmoe_eval.analysis import Options
+from pathmoe_eval.commands import ModelOptions, paths_command, perplexity_command, perturb_command, record_command
+from pathmoe_eval.compare import compare_command
+from pathmoe_eval.evaluated_data import EvaluatedData
+from pathmoe_eval.perturbing import Perturbations
+
+# The docstrings of fields are the help of their options.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Settings = TypeVar("Settings", ModelOptions, EvaluatedData, Perturbations)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    with_one_line_errors(_main)
+
+
+def evaluation_parser() -> OneLineParser:
+    """The parser of the command line."""
+    parser = OneLineParser(prog="pathmoe-eval", description="Perplexity and expert paths of any MoE of transformers.")
+    parsers = {
+        "paths": _paths_parser(),
+        "perplexity": _perplexity_parser(),
+        "perturb": _perturb_parser(),
+        "record": _record_parser(),
+        "compare": _compare_parser(),
+    }
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, of_command in parsers.items():
+        commands.add_subcommand(name, of_command, help=of_command.description)
+    return parser
+
+
+def _main() -> None:
+    options = evaluation_parser().parse_args()
+    run = {"paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "compare": _compare}
+    run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
+
+
+def _paths_parser() -> OneLineParser:
+    parser = OneLineParser(description="Every statistic of expert paths, as a page and as numbers.")
+    parser.add_argument("--model", type=str | None, default=None, help="As for record; or --trace.")
+    _add_reading(parser)
+    parser.add_argument("--trace", type=Path | None, default=None, help="A trace that record has written.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the report.")
+    parser.add_argument("--later", type=Path | None, default=None, help="Trace of a later checkpoint, for saturation.")
+    parser.add_argument(
+        "--tagger", type=str | None, default=None, help="Classes of tokens: python, text, or module:function."
+    )
+    parser.add_argument("--logits", type=bool, default=True, help="Record router logits, for the scores of routers.")
+    parser.add_argument("--sets", type=bool, default=False, help="Also take the sets of all chosen experts as paths.")
+    parser.add_argument("--olmoe_script", type=bool, default=False, help="Count as the scripts of OLMoE do.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the permutations behind nulls.")
+    return parser
+
+
+def _perplexity_parser() -> OneLineParser:
+    parser = OneLineParser(description="Perplexity and bits per byte, by document and domain, with intervals.")
+    parser.add_argument("--model", type=str, required=True, help="As for record.")
+    _add_reading(parser)
+    parser.add_argument("--out", type=Path | None, default=None, help="Folder of a report to write, too.")
+    return parser
+
+
+def _perturb_parser() -> OneLineParser:
+    parser = OneLineParser(description="Perplexity under permuted, noisy, restricted and other routing.")
+    parser.add_argument("--model", type=str, required=True, help="As for record.")
+    _add_reading(parser)
+    parser.add_class_arguments(Perturbations, as_group=False)
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the report; that of paths gets the chart.")
+    return parser
+
+
+def _compare_parser() -> OneLineParser:
+    parser = OneLineParser(description="Reports side by side, in one page and one table.")
+    parser.add_argument("reports", type=Path, nargs="+", help="Two report.json or more.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the page.")
+    return parser
+
+
+def _record_parser() -> OneLineParser:
+    parser = OneLineParser(description="The routing of every token, written as a trace.")
+    parser.add_argument(
+        "--model", type=str, required=True, help="A run folder, a checkpoint, last, a transformers folder, a hub name."
+    )
+    _add_reading(parser)
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the trace.")
+    parser.add_argument("--logits", type=bool, default=False, help="Also record router logits.")
+    return parser
+
+
+def _add_reading(parser: OneLineParser) -> None:
+    """Options of what is read, and of how the model reads it."""
+    parser.add_class_arguments(EvaluatedData, as_group=False)
+    parser.add_class_arguments(ModelOptions, as_group=False, skip={"model"})
+
+
+def _settings(kind: type[Settings], options: Namespace) -> Settings:
+    return kind(**{field.name: options[field.name] for field in fields(kind)})
+
+
+def _paths(options: Namespace, command: str) -> None:
+    if (options.model is None) == (options.trace is None):
+        fail(f"--model ({options.model}) or --trace ({options.trace}) must be given, and not both; give one of them")
+    paths_command(
+        None if options.model is None else _settings(ModelOptions, options),
+        _settings(EvaluatedData, options),
+        options.trace,
+        options.out,
+        options.later,
+        options.tagger,
+        options.logits,
+        Options(options.sets, options.olmoe_script, options.seed),
+        command,
+    )
+
+
+def _perplexity(options: Namespace, command: str) -> None:
+    perplexity_command(_settings(ModelOptions, options), _settings(EvaluatedData, options), options.out, command)
+
+
+def _perturb(options: Namespace, command: str) -> None:
+    model, data = _settings(ModelOptions, options), _settings(EvaluatedData, options)
+    perturb_command(model, data, _settings(Perturbations, options), options.out, command)
+
+
+def _compare(options: Namespace, command: str) -> None:
+    compare_command(options.reports, options.out, command)
+
+
+def _record(options: Namespace, command: str) -> None:
+    model, data = _settings(ModelOptions, options), _settings(EvaluatedData, options)
+    record_command(model, data, options.out, options.logits, command)
+
+
+if __name__ == "__main__":
+    main()
