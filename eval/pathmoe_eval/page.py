@@ -45,6 +45,8 @@ class Words:
     """A cell of prose or names, set flush left."""
 
     text: str
+    aside: str = ""
+    """In small type below it."""
 
 
 Cell = str | Tokens | Words
@@ -174,8 +176,9 @@ def _content(cell: Cell) -> str:
     # Each text is isolated, so that a right-to-left one does not reorder its neighbours.
     if isinstance(cell, Tokens):
         return " ".join(f"<bdi>{shown(text)}</bdi>" for text in cell.texts)
-    text = cell.text if isinstance(cell, Words) else cell
-    return f"<bdi>{shown(text)}</bdi>" if text else ""
+    text, aside = (cell.text, cell.aside) if isinstance(cell, Words) else (cell, "")
+    below = f"<small>{shown(aside)}</small>" if aside else ""
+    return (f"<bdi>{shown(text)}</bdi>" if text else "") + below
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pathmoe_eval.flow_figure import flow_picture
 from pathmoe_eval.number_format import UNDEFINED, bits, count, layers, percent
-from pathmoe_eval.page import Chapter, Panel, Table, Tokens, Words
+from pathmoe_eval.page import Cell, Chapter, Panel, Table, Tokens, Words
 from pathmoe_eval.path_figures import coverage_figure, rarefaction_figure, zipf_figure
 
 Section = Mapping[str, Any]
@@ -143,7 +143,7 @@ def tokens_chapter(path_tokens: Sequence[Section]) -> Chapter:
 
 
 def _path_table(part: Section) -> Table:
-    rows = [
+    rows: list[list[Cell]] = [
         [
             _in_groups(path["path"]),
             count(path["num_tokens"]),

@@ -44,6 +44,7 @@ def _add_model(figure: go.Figure, model: str, perturbed: Sequence[Section]) -> N
         x=factors,
         y=[perturbed_name(one) for one in perturbed],
         name=model,
+        orientation="h",
         mode="markers",
         marker={"size": 9},
         error_x={

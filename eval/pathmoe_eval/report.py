@@ -155,7 +155,9 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
 
 
 def _summary(sections: Mapping[str, Any]) -> Chapter:
-    rows = [[row.name, row.value, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)]
+    rows: list[list[Cell]] = [
+        [row.name, row.value, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)
+    ]
     table = Table(title="", head=["figure", "value", "chance, bound or interval", "tokens"], rows=rows)
     return Chapter(title="Summary", notes=[], parts=[table] if rows else [])
 
