@@ -20,6 +20,7 @@ CHANCE = {"color": GREY, "dash": "dot", "width": 2}
 BLOCK_RGB = ("68,119,170", "204,102,119", "34,136,51", "170,119,51", "136,112,187", "51,153,153")
 
 _MAX_TICKS = 16
+_MAX_NAMES = 10
 _MARGIN = {"l": 64, "r": 16, "t": 16, "b": 52}
 
 
@@ -61,7 +62,7 @@ def line_figure(
     for name, values in chance.items():
         figure.add_scatter(x=list(labels), y=list(values), name=name, mode="lines", line=CHANCE)
     if isinstance(labels[0], str):
-        figure.update_xaxes(type="category")
+        figure.update_xaxes(type="category", dtick=-(-len(labels) // _MAX_NAMES))
     else:
         set_whole_ticks(figure.layout.xaxis, len(labels))
     figure.update_yaxes(rangemode="tozero")

@@ -95,7 +95,8 @@ def read_report(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no JSON"
         raise ValueError(f"{path} ({reason}) must be the report.json of a report; give that file") from error
-    if not isinstance(report, dict) or not {"format", "run", "sections"} <= report.keys():
+    parts = [report.get(key) for key in ("run", "sections")] if isinstance(report, dict) else [None]
+    if "format" not in report or not all(isinstance(found, dict) for found in parts):
         raise ValueError(f"{path} (without format, run and sections) must be the report.json of a report; give that")
     if report["format"] != FORMAT:
         raise ValueError(f"{path}: format ({report['format']}) must be {FORMAT}; write the report again")
