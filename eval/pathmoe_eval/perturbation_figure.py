@@ -48,8 +48,8 @@ def _add_model(figure: go.Figure, model: str, perturbed: Sequence[Section]) -> N
         mode="markers",
         marker={"size": 9},
         error_x={
-            "array": [_factor(high) - factor for (_, high), factor in zip(ends, factors, strict=True)],
-            "arrayminus": [factor - _factor(low) for (low, _), factor in zip(ends, factors, strict=True)],
+            "array": [max(0.0, _factor(high) - factor) for (_, high), factor in zip(ends, factors, strict=True)],
+            "arrayminus": [max(0.0, factor - _factor(low)) for (low, _), factor in zip(ends, factors, strict=True)],
             "thickness": 1.5,
         },
         customdata=[one["perplexity"] for one in perturbed],
