@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jsonargparse import Namespace, set_parsing_settings
+from transformers.utils.logging import disable_progress_bar
 
 from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe_eval.analysis import Options
@@ -46,6 +47,7 @@ def evaluation_parser() -> OneLineParser:
 
 def _main() -> None:
     options = evaluation_parser().parse_args()
+    disable_progress_bar()  # of transformers, which loads models in less time than it takes to read it
     run = {"paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "compare": _compare}
     run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
 

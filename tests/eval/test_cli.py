@@ -32,10 +32,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     bpe = train_bpe([TEXT], 290)
-    ours = PathMoEForCausalLM(
-        PathMoEConfig(**SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, layers_per_router=2)
-    )
-    export_model(ours, bpe, folder / "ours")
+    for name in ("ours", "later"):
+        ours = PathMoEConfig(
+            **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, layers_per_router=2
+        )
+        export_model(PathMoEForCausalLM(ours), bpe, folder / name)
     olmoe = OlmoeConfig(**SHAPE, num_experts=4, num_experts_per_tok=2, intermediate_size=8, pad_token_id=None)
     dense = LlamaConfig(**SHAPE, intermediate_size=8)
     small = OlmoeConfig(**SHAPE | {"vocab_size": 40}, num_experts=4, intermediate_size=8, pad_token_id=None)
@@ -95,13 +96,13 @@ def test_paths_writes_a_report_and_a_trace_that_gives_the_same_report(
 
 
 def test_record_then_saturation_against_a_later_checkpoint(run: Callable[..., None], tmp_path: Path) -> None:
-    for name in ("ours", "olmoe"):
+    for name in ("ours", "later"):
         run(f"record --model M/{name} --data M/data.jsonl --out {tmp_path}/{name} --logits true")
-    run(f"paths --trace {tmp_path}/ours --later {tmp_path}/olmoe --out OUT")
+    run(f"paths --trace {tmp_path}/ours --later {tmp_path}/later --out OUT")
     saturation = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]["saturation"]
     earlier, later = (
         np.concatenate([chunk.expert_ids_NLK for chunk in open_trace(tmp_path / name).chunks()])
-        for name in ("ours", "olmoe")
+        for name in ("ours", "later")
     )
     shared = [
         np.mean([len(set(one) & set(two)) / 2 for one, two in zip(earlier[:, layer], later[:, layer], strict=True)])
@@ -166,7 +167,7 @@ ERRORS = {
     "perplexity --model M/ours --data M/data.jsonl --max_length 4 --stride 5": "--stride (5)",
     "paths --model M/ours --data M/data.jsonl --out OUT --tagger nothing": "tagger (nothing)",
     "paths --model M/ours --data M/data.jsonl --out OUT --tager text": "--tager",
-    "compare M/data.jsonl --out OUT": "report.json of a report",
+    "compare M/data.jsonl M/empty.jsonl --out OUT": "report.json of a report",
     "show": "show",
 }
 
