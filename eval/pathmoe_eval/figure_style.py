@@ -4,8 +4,6 @@ Figures carry no background and no text colour: the page gives them those of the
 colours of traces that name none (see `page.js`).
 """
 
-# Shapes: L layers.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Chapters of a report on layers: consistency between them, their load and their routers."""
 
-# Shapes: L layers.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Figures of layers and pairs of layers: overlap, agreement, information, matching, engagement."""
 
-# Shapes: L layers, M lengths of runs.
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Chapters of a report on paths: how concentrated they are, how tokens flow, what they are about."""
 
-# Shapes: L layers.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

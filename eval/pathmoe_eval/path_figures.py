@@ -1,7 +1,5 @@
 """Figures of concentration: how frequency falls with rank, how entropy grows with tokens, what the top paths carry."""
 
-# Shapes: R ranks.
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Figures of load and routers, layer by layer."""
 
-# Shapes: L layers, E experts.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

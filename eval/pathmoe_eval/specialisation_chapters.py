@@ -1,7 +1,5 @@
 """Chapters of a report on what experts are used for: together, over training, by domain, by token."""
 
-# Shapes: L layers.
-
 from __future__ import annotations
 
 from collections.abc import Mapping
