@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.entropy import chao_shen_bits, plug_in_bits
+from pathmoe_eval.id_range import check_id_range
+from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.path_keys import bits_per_id, group, pack, unpack
+from pathmoe_eval.routing_shape import check_some_tokens
 
 _MIN_PENDING_PATHS = 1 << 16
 
@@ -94,8 +97,7 @@ class PathCounts:
         Raises:
             ValueError: the two count paths of different shapes.
         """
-        check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
-        check_mergeable_sets(self.set_size, other.set_size)
+        check_mergeable(self, other, "num_layers", "num_experts", "set_size")
         other._compact()
         self._append(other._keys_WP, other._counts_P)
 
@@ -126,7 +128,7 @@ class PathCounts:
             ValueError: no token was counted.
         """
         self._compact()
-        check_not_empty(len(self._counts_P))
+        check_some_tokens(len(self._counts_P))
         return np.unique(self._counts_P, return_counts=True)
 
     def most_frequent(self, num_paths: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
@@ -243,31 +245,10 @@ def check_range(path_ids_NL: NDArray[np.integer], num_layers: int, num_experts: 
             f"path_ids ({path_ids_NL.shape[1]} layers) must have num_layers ({num_layers}) columns; "
             "pass every batch with the same layers"
         )
-    lowest, highest = int(path_ids_NL.min(initial=0)), int(path_ids_NL.max(initial=0))
-    if lowest < 0 or highest >= num_experts:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(
-            f"path_ids ({wrong}) must be at least 0 and below num_experts ({num_experts}); "
-            "mask out padding and pass the model's num_experts"
-        )
-
-
-def check_mergeable(shape: tuple[int, int], other_shape: tuple[int, int]) -> None:
-    """Raise ValueError unless two accumulators have the same (num_layers, num_experts)."""
-    for name, ours, theirs in zip(("num_layers", "num_experts"), shape, other_shape, strict=True):
-        if ours != theirs:
-            raise ValueError(f"other.{name} ({theirs}) must equal {name} ({ours}); merge counts of one model only")
-
-
-def check_mergeable_sets(set_size: int, other_set_size: int) -> None:
-    """Raise ValueError unless two accumulators count paths of equally large sets."""
-    if set_size != other_set_size:
-        raise ValueError(
-            f"other.set_size ({other_set_size}) must equal set_size ({set_size}); merge counts of one kind"
-        )
-
-
-def check_not_empty(num_tokens: int) -> None:
-    """Raise ValueError if no token was counted."""
-    if num_tokens == 0:
-        raise ValueError("path_ids (0 tokens that count) must hold at least 1; pass more data or a wider token_mask")
+    check_id_range(
+        path_ids_NL,
+        num_experts,
+        name="path_ids",
+        limit_name="num_experts",
+        advice="mask out padding and pass the model's num_experts",
+    )
