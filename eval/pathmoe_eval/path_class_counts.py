@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from pathmoe_eval.id_range import check_id_range, check_one_per_token
 from pathmoe_eval.mergeable import check_mergeable
-from pathmoe_eval.path_keys import bits_per_id, group, pack, unpack
+from pathmoe_eval.path_keys import KeyCounts, bits_per_id, num_words, pack, unpack
 from pathmoe_eval.paths import check_range, select_paths
 
 _CLASS_BITS = 16
-_MIN_PENDING_PAIRS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ class FrequentPaths:
 class PathClassCounts:
     """Counts from batches of any size, in memory proportional to the distinct (path, class) pairs seen.
 
-    Nothing is hashed. The result does not depend on the order of the tokens or on how they were batched or merged.
+    The result does not depend on the order of the tokens or on how they were batched or merged.
     """
 
     def __init__(self, *, num_layers: int, num_experts: int) -> None:
@@ -77,13 +76,11 @@ class PathClassCounts:
                 raise ValueError(f"{name} ({value}) must be at least 1; pass that of the model")
         self.num_layers = num_layers
         self.num_experts = num_experts
-        layers_per_word = 64 // bits_per_id(num_experts)
-        layers_of_last_word = (num_layers - 1) % layers_per_word + 1
+        path_words = num_words(num_layers, num_experts)
+        layers_of_last_word = num_layers - (path_words - 1) * (64 // bits_per_id(num_experts))
         self._class_shares_word = layers_of_last_word * bits_per_id(num_experts) + _CLASS_BITS <= 64
-        self._keys_WJ = self._pack(np.empty((0, num_layers), dtype=np.int64), np.empty(0, dtype=np.int64))
-        self._counts_J = np.empty(0, dtype=np.int64)
-        self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-        self._num_pending = 0
+        words = path_words if self._class_shares_word else path_words + 1
+        self._counts = KeyCounts(num_words=words, key_bits=64 * words)
 
     def update(self, path_ids_NL: NDArray[np.integer], class_ids_N: NDArray[np.integer]) -> None:
         """Add a batch.
@@ -98,7 +95,7 @@ class PathClassCounts:
         path_ids_NL = select_paths(path_ids_NL)
         check_range(path_ids_NL, self.num_layers, self.num_experts)
         class_ids_N = checked_class_ids(class_ids_N, len(path_ids_NL))
-        self._append(self._pack(path_ids_NL, class_ids_N), np.broadcast_to(np.int64(1), len(class_ids_N)))
+        self._counts.add(self._pack(path_ids_NL, class_ids_N))
 
     def merge(self, other: PathClassCounts) -> None:
         """Add everything that `other`, of the same num_layers and num_experts, has counted; `other` keeps its counts.
@@ -107,20 +104,17 @@ class PathClassCounts:
             ValueError: the two count paths of different shapes.
         """
         check_mergeable(self, other, "num_layers", "num_experts")
-        other._compact()
-        self._append(other._keys_WJ, other._counts_J)
+        self._counts.add(*other._counts.totals())
 
     def table(self) -> JointTable:
         """All pairs counted so far."""
-        self._compact()
-        order_J = np.lexsort(self._keys_WJ[::-1])
-        self._keys_WJ, self._counts_J = self._keys_WJ[:, order_J], self._counts_J[order_J]
-        paths_WJ = self._path_keys(self._keys_WJ)
-        is_first_J = np.ones(len(order_J), dtype=np.bool_)
+        keys_WJ, counts_J = self._counts.sorted_totals()
+        paths_WJ = self._path_keys(keys_WJ)
+        is_first_J = np.ones(len(counts_J), dtype=np.bool_)
         np.any(paths_WJ[:, 1:] != paths_WJ[:, :-1], axis=0, out=is_first_J[1:])
-        class_ids_J = self._keys_WJ[-1] & np.uint64((1 << _CLASS_BITS) - 1)
+        class_ids_J = keys_WJ[-1] & np.uint64((1 << _CLASS_BITS) - 1)
         return JointTable(
-            starts_P=np.flatnonzero(is_first_J), class_ids_J=class_ids_J.astype(np.int64), counts_J=self._counts_J
+            starts_P=np.flatnonzero(is_first_J), class_ids_J=class_ids_J.astype(np.int64), counts_J=counts_J
         )
 
     def most_frequent(self, num_paths: int) -> FrequentPaths:
@@ -134,24 +128,10 @@ class PathClassCounts:
         table = self.table()
         counts_P = table.path_counts_P
         chosen_P = np.argsort(-counts_P, kind="stable")[:num_paths]
-        keys_WP = self._path_keys(self._keys_WJ[:, table.starts_P[chosen_P]])
+        keys_WJ, _ = self._counts.sorted_totals()
+        keys_WP = self._path_keys(keys_WJ[:, table.starts_P[chosen_P]])
         paths_PL = unpack(keys_WP, self.num_layers, self.num_experts).astype(np.int64)
         return FrequentPaths(paths_PL=paths_PL, counts_P=counts_P[chosen_P], num_tokens=int(counts_P.sum()))
-
-    def _append(self, keys_WJ: NDArray[np.uint64], counts_J: NDArray[np.int64]) -> None:
-        self._pending.append((keys_WJ, counts_J))
-        self._num_pending += len(counts_J)
-        # Waiting until as many wait as are stored keeps both the total sorting and the memory within a factor of two.
-        if self._num_pending >= max(_MIN_PENDING_PAIRS, len(self._counts_J)):
-            self._compact()
-
-    def _compact(self) -> None:
-        if not self._pending:
-            return
-        keys_WJ = np.concatenate([self._keys_WJ, *(keys for keys, _ in self._pending)], axis=1)
-        counts_J = np.concatenate([self._counts_J, *(counts for _, counts in self._pending)])
-        self._pending, self._num_pending = [], 0
-        self._keys_WJ, self._counts_J = group(keys_WJ, counts_J, 64 * len(keys_WJ))
 
     def _pack(self, path_ids_NL: NDArray[np.integer], class_ids_N: NDArray[np.integer]) -> NDArray[np.uint64]:
         """Keys that sort by path, then class: the class is below the path's last word, or a word of its own."""

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from pathmoe_eval.entropy import chao_shen_bits, plug_in_bits
 from pathmoe_eval.id_range import check_id_range
 from pathmoe_eval.mergeable import check_mergeable
-from pathmoe_eval.path_keys import bits_per_id, group, pack, unpack
+from pathmoe_eval.path_keys import KeyCounts, bits_per_id, num_words, pack, unpack
 from pathmoe_eval.routing_shape import check_some_tokens
-
-_MIN_PENDING_PATHS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +70,10 @@ class PathCounts:
         self.num_layers = num_layers
         self.num_experts = num_experts
         self.set_size = set_size
-        self._keys_WP = pack(np.empty((0, num_layers * set_size), dtype=np.int64), num_experts)
-        self._counts_P = np.empty(0, dtype=np.int64)
-        self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-        self._num_pending = 0
+        num_columns = num_layers * set_size
+        self._counts = KeyCounts(
+            num_words=num_words(num_columns, num_experts), key_bits=num_columns * bits_per_id(num_experts)
+        )
 
     def update(self, path_ids_NL: NDArray[np.integer], token_mask_N: NDArray[np.bool_] | None = None) -> None:
         """Add a batch of paths (a batch without tokens is fine).
@@ -89,7 +87,7 @@ class PathCounts:
             ValueError: wrong shape or dtype, or an id out of range.
         """
         columns_NJ = select_columns(path_ids_NL, token_mask_N, self.num_layers, self.num_experts, self.set_size)
-        self._append(pack(columns_NJ, self.num_experts), np.broadcast_to(np.int64(1), len(columns_NJ)))
+        self._counts.add(pack(columns_NJ, self.num_experts))
 
     def merge(self, other: PathCounts) -> None:
         """Add everything that `other`, of the same shape, has counted; `other` keeps its counts.
@@ -98,8 +96,7 @@ class PathCounts:
             ValueError: the two count paths of different shapes.
         """
         check_mergeable(self, other, "num_layers", "num_experts", "set_size")
-        other._compact()
-        self._append(other._keys_WP, other._counts_P)
+        self._counts.add(*other._counts.totals())
 
     def result(self) -> PathEntropy:
         """Entropy of all paths counted so far.
@@ -112,7 +109,7 @@ class PathCounts:
         entropy_bits = plug_in_bits(sizes_C, multiplicity_C)
         return PathEntropy(
             num_tokens=num_tokens,
-            num_paths=len(self._counts_P),
+            num_paths=int(multiplicity_C.sum()),
             entropy_bits=entropy_bits,
             effective_paths=2.0**entropy_bits,
             ceiling_bits=math.log2(num_tokens),
@@ -127,9 +124,9 @@ class PathCounts:
         Raises:
             ValueError: no token was counted.
         """
-        self._compact()
-        check_some_tokens(len(self._counts_P))
-        return np.unique(self._counts_P, return_counts=True)
+        _, counts_P = self._counts.totals()
+        check_some_tokens(len(counts_P))
+        return np.unique(counts_P, return_counts=True)
 
     def most_frequent(self, num_paths: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
         """The `num_paths` most frequent paths (all, if fewer were seen) and their counts.
@@ -138,44 +135,28 @@ class PathCounts:
             Ids [paths, layers], or [paths, layers, set_size] ascending in each set, and counts int64 [paths], highest
             count first; of equal counts the path with the lower expert in the first layer that differs.
         """
-        self._compact()
-        num_paths = min(num_paths, len(self._counts_P))
+        keys_WP, counts_P = self._counts.totals()
+        num_paths = min(num_paths, len(counts_P))
         if num_paths < 1:
-            return self._unpacked(self._keys_WP[:, :0]), self._counts_P[:0]
-        lowest = np.partition(self._counts_P, -num_paths)[-num_paths]
-        candidates_P = np.flatnonzero(self._counts_P >= lowest)
-        counts_P, keys_WP = self._counts_P[candidates_P], self._keys_WP[:, candidates_P]
+            return self._unpacked(keys_WP[:, :0]), counts_P[:0]
+        lowest = np.partition(counts_P, -num_paths)[-num_paths]
+        candidates_P = np.flatnonzero(counts_P >= lowest)
+        counts_P, keys_WP = counts_P[candidates_P], keys_WP[:, candidates_P]
         order_P = np.lexsort((*keys_WP[::-1], -counts_P))[:num_paths]
         return self._unpacked(keys_WP[:, order_P]), counts_P[order_P]
 
     def between(self, first_layer: int, stop_layer: int) -> PathCounts:
         """Counts of the parts of all paths that lie in layers [first_layer, stop_layer): marginal counts."""
-        self._compact()
+        keys_WP, counts_P = self._counts.totals()
         columns = range(first_layer * self.set_size, stop_layer * self.set_size)
         part = PathCounts(num_layers=stop_layer - first_layer, num_experts=self.num_experts, set_size=self.set_size)
-        ids_PJ = unpack(self._keys_WP, self.num_layers * self.set_size, self.num_experts, columns)
-        part._append(pack(ids_PJ, self.num_experts), self._counts_P)
+        ids_PJ = unpack(keys_WP, self.num_layers * self.set_size, self.num_experts, columns)
+        part._counts.add(pack(ids_PJ, self.num_experts), counts_P)
         return part
 
     def _unpacked(self, keys_WP: NDArray[np.uint64]) -> NDArray[np.unsignedinteger]:
         ids_PJ = unpack(keys_WP, self.num_layers * self.set_size, self.num_experts)
         return ids_PJ if self.set_size == 1 else ids_PJ.reshape(-1, self.num_layers, self.set_size)
-
-    def _append(self, keys_WP: NDArray[np.uint64], counts_P: NDArray[np.int64]) -> None:
-        self._pending.append((keys_WP, counts_P))
-        self._num_pending += len(counts_P)
-        # Waiting until as many wait as are stored keeps both the total sorting and the memory within a factor of two.
-        if self._num_pending >= max(_MIN_PENDING_PATHS, len(self._counts_P)):
-            self._compact()
-
-    def _compact(self) -> None:
-        if not self._pending:
-            return
-        keys_WP = np.concatenate([self._keys_WP, *(keys for keys, _ in self._pending)], axis=1)
-        counts_P = np.concatenate([self._counts_P, *(counts for _, counts in self._pending)])
-        self._pending, self._num_pending = [], 0
-        key_bits = self.num_layers * self.set_size * bits_per_id(self.num_experts)
-        self._keys_WP, self._counts_P = group(keys_WP, counts_P, key_bits)
 
 
 def select_paths(

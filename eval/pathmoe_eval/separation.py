@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pathmoe_eval.entropy import plug_in_bits
 from pathmoe_eval.id_range import check_id_range, check_one_per_token
 from pathmoe_eval.label_permutations import AgainstPermutations, against_permutations
 from pathmoe_eval.layer_blocks import check_router_of_layer, layer_blocks
@@ -197,7 +198,7 @@ def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> 
     num_tokens = int(table.counts_J.sum())
     check_some_tokens(num_tokens)
     class_counts_C, path_counts_P = np.sort(table.class_counts_C), table.path_counts_P
-    entropy_bits = float(np.sum(class_counts_C * np.log2(num_tokens / class_counts_C))) / num_tokens
+    entropy_bits = plug_in_bits(class_counts_C, np.ones_like(class_counts_C))
     information, purity = against_permutations(table, num_permutations=num_permutations, seed=seed)
     num_excess = len(class_counts_C) + len(path_counts_P) - len(table.counts_J) - 1
     several = len(class_counts_C) > 1

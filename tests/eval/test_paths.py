@@ -71,7 +71,7 @@ def test_batching_order_and_merging_do_not_change_one_bit(case, data):
 
 
 def test_many_compactions_equal_one_pass(monkeypatch):
-    monkeypatch.setattr("pathmoe_eval.paths._MIN_PENDING_PATHS", 8)
+    monkeypatch.setattr("pathmoe_eval.path_keys._MIN_PENDING_KEYS", 8)
     path_ids_NL = np.random.default_rng(1).integers(0, 16, (4000, 24)) // np.random.default_rng(2).integers(
         1, 17, (4000, 1)
     )
