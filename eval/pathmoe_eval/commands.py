@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -30,6 +30,11 @@ TRACE_FOLDER = "trace"
 _LONGEST_WINDOW = 4096
 
 
+class _Windows(TypedDict):
+    max_length: int
+    stride: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A model and how it reads documents."""
@@ -49,12 +54,13 @@ class ModelOptions:
         """The model, in evaluation mode."""
         return open_model(self.model, self.dtype, self.device)
 
-    def windows(self, model: EvaluatedModel) -> dict[str, int]:
+    def windows(self, model: EvaluatedModel) -> _Windows:
         """max_length and stride as `score_windows` takes them."""
         max_length = self.max_length
         if max_length is None:
             max_length = min(model.context_length or _LONGEST_WINDOW, _LONGEST_WINDOW)
-        return {"max_length": max_length, "stride": max(1, max_length // 2) if self.stride is None else self.stride}
+        stride = max(1, max_length // 2) if self.stride is None else self.stride
+        return {"max_length": max_length, "stride": stride}
 
 
 def record_command(model: ModelOptions, data: EvaluatedData, out: Path, logits: bool, command: str) -> None:

@@ -1,5 +1,7 @@
 """The command line as a user has it: a process of its own for the way in, then `main` for every option and error."""
 
+# Shapes: N tokens, L MoE layers.
+
 import json
 import subprocess
 import sys

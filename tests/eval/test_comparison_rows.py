@@ -21,7 +21,7 @@ def concentration_of(path_ids: np.ndarray, grid: list[int] | None = None) -> dic
     from pathmoe_eval.concentration import concentration
 
     shape = {"num_layers": path_ids.shape[1], "num_experts": 4}
-    counts, blocks = PathCounts(**shape), BlockCounts(blocks=[(0, 1)], **shape)
+    counts, blocks = PathCounts(**shape), BlockCounts(blocks=[range(1)], **shape)
     counts.update(path_ids)
     blocks.update(path_ids)
     return {"whole": asdict(concentration(counts, grid)), "blocks": [asdict(block) for block in blocks.result()]}

@@ -1,6 +1,6 @@
 """Documents recorded in windows, against forwards of the model by hand."""
 
-# Shapes: N tokens, L MoE layers, K experts per token.
+# Shapes: N tokens, L MoE layers, K experts per token, V vocabulary.
 
 from functools import cache
 from pathlib import Path
