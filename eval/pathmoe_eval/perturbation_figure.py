@@ -33,7 +33,7 @@ def perturbation_figure(sections: Mapping[str, Section]) -> go.Figure:
     figure.update_xaxes(type="log", **_ticks(max((x for points in figure.data for x in points.x), default=1.0)))
     # An axis of names begins at the bottom.
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1])
-    figure.update_layout(showlegend=len(sections) > 1, scattermode="group")
+    figure.update_layout(showlegend=any(sections), scattermode="group")
     return figure
 
 

@@ -52,6 +52,8 @@ def test_models_have_a_colour_each(section: dict) -> None:
     figure = perturbation_figure({"a": section, "<b>": section})
     assert [points.name for points in figure.data] == ["a", "&lt;b&gt;"]
     assert figure.layout.showlegend
+    assert perturbation_figure({"a": section}).layout.showlegend
+    assert not perturbation_figure({"": section}).layout.showlegend
 
 
 def test_over_many_decades_the_ticks_are_powers_of_ten(section: dict) -> None:
