@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.paths import check_mergeable, check_not_empty, check_range, select_paths
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.paths import check_range, select_paths
+from pathmoe_eval.routing_shape import check_some_tokens
 
 _MAX_EXPERTS = 4096
 
@@ -99,7 +101,7 @@ class AdjacentCounts:
         Raises:
             ValueError: the two have different shapes.
         """
-        check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
+        check_mergeable(self, other, "num_layers", "num_experts")
         self._joint_AEE += other._joint_AEE
 
     def result(self) -> AdjacentAgreement:
@@ -108,7 +110,7 @@ class AdjacentCounts:
         Raises:
             ValueError: no token was counted.
         """
-        check_not_empty(int(self._joint_AEE[0].sum()))
+        check_some_tokens(int(self._joint_AEE[0].sum()))
         return agreement_of_joint_counts(self._joint_AEE)
 
 

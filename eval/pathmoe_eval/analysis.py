@@ -15,8 +15,9 @@ from pathmoe_eval.coactivation import CoactivationCounts
 from pathmoe_eval.concentration import concentration
 from pathmoe_eval.consistency import ConsistencyCounts
 from pathmoe_eval.domain_specialisation import DomainCounts
+from pathmoe_eval.layer_blocks import fixed_blocks, layer_blocks
 from pathmoe_eval.load import LoadCounts
-from pathmoe_eval.path_blocks import BlockCounts, fixed_blocks, router_blocks
+from pathmoe_eval.path_blocks import BlockCounts
 from pathmoe_eval.path_tokens import PathTokenCounts
 from pathmoe_eval.paths import PathCounts
 from pathmoe_eval.router_scores import RouterScoreSums
@@ -82,7 +83,7 @@ class _Counts:
         shape = layers | {"num_experts_per_tok": header.num_experts_per_tok}
         routers = header.router_of_layer
         shared = len(set(routers)) < len(routers)
-        blocks = router_blocks(routers) if shared else fixed_blocks(header.num_layers, _LAYERS_OF_A_BLOCK)
+        blocks = layer_blocks(routers) if shared else fixed_blocks(header.num_layers, _LAYERS_OF_A_BLOCK)
         self.paths = PathCounts(**layers)
         self.blocks = BlockCounts(blocks=blocks, **layers)
         self.sets = PathCounts(**layers, set_size=header.num_experts_per_tok) if options.sets else None

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.load import count_picks
-from pathmoe_eval.paths import check_not_empty
-from pathmoe_eval.routing_shape import RoutingShape, by_layer
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens
 
 _TOP_PAIRS = 10
 
@@ -111,11 +111,7 @@ class CoactivationCounts:
             ValueError: the two are of different shapes, or count different pairs.
         """
         self.shape.check_mergeable(other.shape)
-        if self.olmoe_script != other.olmoe_script:
-            raise ValueError(
-                f"other.olmoe_script ({other.olmoe_script}) must equal olmoe_script ({self.olmoe_script}); "
-                "count both parts alike"
-            )
+        check_mergeable(self, other, "olmoe_script")
         self._picks_LE += other._picks_LE
         self._ranked_LEE += other._ranked_LEE
         self.num_tokens += other.num_tokens
@@ -134,7 +130,7 @@ class CoactivationCounts:
         Raises:
             ValueError: no token was counted.
         """
-        check_not_empty(self.num_tokens)
+        check_some_tokens(self.num_tokens)
         pairs_LEE = self.pairs_LEE
         strongest = [_strongest_share(pairs_EE) for pairs_EE in pairs_LEE]
         share_null = self._share_null()

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.agreement import mutual_information_bits
-from pathmoe_eval.paths import check_not_empty
-from pathmoe_eval.routing_shape import RoutingShape
+from pathmoe_eval.id_range import check_id_range
+from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 _PERMUTATIONS = 200
 _NULL_SEED = 0
@@ -154,7 +154,7 @@ class DomainCounts:
             ValueError: no token was counted, or none of a domain.
         """
         num_tokens = int(self._tokens_S.sum())
-        check_not_empty(num_tokens)
+        check_some_tokens(num_tokens)
         # A document without tokens, permuted, would take a domain's place without filling it.
         kept_S = self._tokens_S > 0
         domain_S, tokens_S = self._domain_of_document_S[kept_S], self._tokens_S[kept_S]
@@ -223,8 +223,5 @@ def _nested(values_LE: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 def _check_indices(name: str, indices: NDArray[np.integer], limit: int, advice: str) -> NDArray[np.int64]:
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise ValueError(f"{name} ({indices.dtype} {list(indices.shape)}) must be integers in one dimension; {advice}")
-    lowest, highest = int(indices.min(initial=0)), int(indices.max(initial=0))
-    if lowest < 0 or highest >= limit:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(f"{name} ({wrong}) must be at least 0 and below {limit}; {advice}")
+    check_id_range(indices, limit, name=name, advice=advice)
     return indices.astype(np.int64)

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.expert_sets import RoutingShape, check_some_tokens, pad_tokens, set_blocks, set_masks
-from pathmoe_eval.layer_blocks import check_router_of_layer, check_same_routers, layer_blocks
+from pathmoe_eval.expert_sets import pad_tokens, set_blocks, set_masks
+from pathmoe_eval.layer_blocks import check_router_of_layer, layer_blocks
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 from pathmoe_eval.run_lengths import RunStatistics, expected_windows, longest_run_null, run_statistics
 
 _COUNTED_WORD_BYTES = 8
@@ -109,7 +111,7 @@ class EngagementCounts:
             ValueError: the two have different shapes or routers.
         """
         self.shape.check_mergeable(other.shape)
-        check_same_routers(self.router_of_layer, other.router_of_layer)
+        check_mergeable(self, other, "router_of_layer")
         self.num_tokens += other.num_tokens
         self._windows_2LM += other._windows_2LM
         self._loads_2LE += other._loads_2LE

@@ -1,80 +1,19 @@
-"""Top-k expert sets of tokens as bit masks, and the shape that chunks of routing must have."""
+"""Top-k expert sets of tokens as bit masks."""
 
 # Shapes: N tokens, L MoE layers, K experts per token, W words that hold one set.
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathmoe_eval.routing_shape import RoutingShape
+
 _WORD_BITS = 64
 _BLOCK_TOKENS = 1 << 14
 _MAX_EXPERTS_PER_TOK = 255
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingShape:
-    """What all chunks of one model's routing have in common."""
-
-    num_layers: int
-    """MoE layers; layers that are dense are not counted."""
-    num_experts: int
-    """Routed experts of each layer."""
-    num_experts_per_tok: int
-    """Experts that each token takes in each layer."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for numbers that no model has."""
-        if self.num_layers < 1:
-            raise ValueError(f"num_layers ({self.num_layers}) must be at least 1; count the MoE layers")
-        most = min(self.num_experts, _MAX_EXPERTS_PER_TOK)
-        if not 1 <= self.num_experts_per_tok <= most:
-            raise ValueError(
-                f"num_experts_per_tok ({self.num_experts_per_tok}) must be between 1 and num_experts "
-                f"({self.num_experts}), at most {_MAX_EXPERTS_PER_TOK}; pass the model's two numbers"
-            )
-
-    def check(self, expert_ids_NLK: NDArray[np.integer]) -> NDArray[np.integer]:
-        """`expert_ids_NLK` as an array.
-
-        Raises:
-            ValueError: it is not an integer array [tokens, layers, experts per token] of this shape, or an id is not in
-                [0, num_experts).
-        """
-        expert_ids_NLK = np.asarray(expert_ids_NLK)
-        row = (self.num_layers, self.num_experts_per_tok)
-        if expert_ids_NLK.ndim != 3 or expert_ids_NLK.dtype.kind not in "iu" or expert_ids_NLK.shape[1:] != row:
-            found = f"{expert_ids_NLK.dtype} {list(expert_ids_NLK.shape)}"
-            raise ValueError(
-                f"expert_ids ({found}) must be integers [tokens, {row[0]}, {row[1]}]: layers, then experts per token; "
-                "pass every chunk as the model routed it"
-            )
-        lowest, highest = int(expert_ids_NLK.min(initial=0)), int(expert_ids_NLK.max(initial=0))
-        if lowest < 0 or highest >= self.num_experts:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(
-                f"expert_ids ({wrong}) must be at least 0 and below num_experts ({self.num_experts}); "
-                "leave out padding and pass the model's num_experts"
-            )
-        return expert_ids_NLK
-
-    def check_mergeable(self, other: RoutingShape) -> None:
-        """Raise ValueError unless `other` is the same shape."""
-        for field in fields(self):
-            ours, theirs = getattr(self, field.name), getattr(other, field.name)
-            if ours != theirs:
-                raise ValueError(
-                    f"other.{field.name} ({theirs}) must equal {field.name} ({ours}); merge counts of one model only"
-                )
-
-
-def check_some_tokens(num_tokens: int) -> None:
-    """Raise ValueError if no token was counted."""
-    if num_tokens == 0:
-        raise ValueError("expert_ids (0 tokens) must hold at least 1 token; pass more data")
 
 
 def set_blocks(
@@ -83,7 +22,8 @@ def set_blocks(
     """Expert ids [experts per token, layers, tokens] and their `set_masks`, as many tokens at a time as stay in cache.
 
     Raises:
-        ValueError: the ids do not have this shape, one is out of range, or a token has one twice in a layer.
+        ValueError: the ids do not have this shape, one is out of range, a token has one twice in a layer, or more than
+            255 in a layer.
     """
     expert_ids_NLK = shape.check(expert_ids_NLK)
     for start in range(0, len(expert_ids_NLK), _BLOCK_TOKENS):
@@ -98,8 +38,14 @@ def set_masks(expert_ids_KLN: NDArray[np.integer], num_experts: int) -> NDArray[
     take several words of 64.
 
     Raises:
-        ValueError: a token has the same expert twice in a layer.
+        ValueError: a token has the same expert twice in a layer, or more than 255 in one, which
+            `set_sizes` cannot count.
     """
+    if len(expert_ids_KLN) > _MAX_EXPERTS_PER_TOK:
+        raise ValueError(
+            f"num_experts_per_tok ({len(expert_ids_KLN)}) must be at most {_MAX_EXPERTS_PER_TOK}; "
+            "pass the first of each token's experts only"
+        )
     num_words = -(-num_experts // _WORD_BITS)
     dtype: type[np.unsignedinteger] = np.uint16 if num_experts <= 16 else np.uint32 if num_experts <= 32 else np.uint64
     masks_WLN = np.zeros((num_words, *expert_ids_KLN.shape[1:]), dtype=dtype)

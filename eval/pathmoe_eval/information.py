@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pathmoe_eval.agreement import mutual_information_bits
-from pathmoe_eval.expert_sets import check_some_tokens
 from pathmoe_eval.joint_counts import JointCounts
 from pathmoe_eval.layer_blocks import LayerPairMeans, check_router_of_layer, layer_pair_means, square
 from pathmoe_eval.permuted_tables import permuted_tables
+from pathmoe_eval.routing_shape import check_some_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.expert_sets import RoutingShape, pad_tokens, set_blocks
+from pathmoe_eval.expert_sets import pad_tokens, set_blocks
 from pathmoe_eval.layer_blocks import layer_pairs
+from pathmoe_eval.routing_shape import RoutingShape
 
 _MAX_EXPERTS_OF_PLANES = 128
 _MAX_CELLS = 1 << 25

@@ -38,19 +38,18 @@ def check_router_of_layer(router_of_layer: Sequence[int], num_layers: int) -> tu
     return tuple(int(router) for router in router_of_layer)
 
 
-def check_same_routers(ours: Sequence[int], theirs: Sequence[int]) -> None:
-    """Raise ValueError unless two accumulators have the same routers."""
-    if ours != theirs:
-        raise ValueError(
-            f"other.router_of_layer ({theirs}) must equal router_of_layer ({ours}); merge counts of one model only"
-        )
-
-
 def layer_blocks(router_of_layer: Sequence[int]) -> tuple[range, ...]:
     """The maximal runs of layers with equal routers, in order."""
     layers = range(len(router_of_layer))
     starts = [layer for layer in layers if layer == 0 or router_of_layer[layer] != router_of_layer[layer - 1]]
     return tuple(range(first, last) for first, last in pairwise([*starts, len(router_of_layer)]))
+
+
+def fixed_blocks(num_layers: int, block_size: int) -> tuple[range, ...]:
+    """Blocks of `block_size` layers, the last maybe shorter: for routers that no layers share."""
+    if block_size < 1:
+        raise ValueError(f"block_size ({block_size}) must be at least 1; pass the layers of a block")
+    return tuple(range(first, min(first + block_size, num_layers)) for first in range(0, num_layers, block_size))
 
 
 def layer_pairs(num_layers: int) -> tuple[tuple[int, int], ...]:

@@ -17,14 +17,15 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.expert_sets import RoutingShape, check_some_tokens, set_blocks, set_sizes
+from pathmoe_eval.expert_sets import set_blocks, set_sizes
 from pathmoe_eval.layer_blocks import (
     LayerPairMeans,
     check_router_of_layer,
-    check_same_routers,
     layer_pair_means,
     layer_pairs,
 )
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 _MAX_EXPERTS_OF_SET_COUNTS = 16
 _ROWS_AT_A_TIME = 512
@@ -114,7 +115,7 @@ class LayerOverlapCounts:
             ValueError: the two have different shapes or routers.
         """
         self.shape.check_mergeable(other.shape)
-        check_same_routers(self.router_of_layer, other.router_of_layer)
+        check_mergeable(self, other, "router_of_layer")
         self.num_tokens += other.num_tokens
         self._shared_LLI += other._shared_LLI
         self._load_LE += other._load_LE

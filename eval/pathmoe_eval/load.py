@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import entropy
 
-from pathmoe_eval.paths import check_not_empty
-from pathmoe_eval.routing_shape import RoutingShape, by_layer
+from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens
 
 _STARVED_SHARE = 0.01
 _NULL_SAMPLES = 500
@@ -115,7 +114,7 @@ class LoadCounts:
         Raises:
             ValueError: no token was counted.
         """
-        check_not_empty(self.num_tokens)
+        check_some_tokens(self.num_tokens)
         return Load(
             num_tokens=self.num_tokens,
             num_experts=self.shape.num_experts,

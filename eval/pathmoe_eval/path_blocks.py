@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.entropy import miller_madow_bits, plug_in_bits
+from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.paths import PathCounts, select_columns
 
 
@@ -51,31 +51,31 @@ class BlockConcentration:
 class BlockCounts:
     """Exact counts of the paths through each of several blocks of layers, from batches of any size."""
 
-    def __init__(self, *, blocks: Sequence[tuple[int, int]], num_layers: int, num_experts: int, set_size: int = 1):
-        """Count in `blocks`, pairs (first, stop) of layers within `num_layers`; the rest as `PathCounts`.
+    def __init__(self, *, blocks: Sequence[range], num_layers: int, num_experts: int, set_size: int = 1):
+        """Count in `blocks`, ranges of layers within `num_layers`; the rest as `PathCounts`.
 
         Raises:
             ValueError: a block that is empty or not within the layers.
         """
-        for first, stop in blocks:
-            if not 0 <= first < stop <= num_layers:
+        for block in blocks:
+            if not 0 <= block.start < block.stop <= num_layers or block.step != 1:
                 raise ValueError(
-                    f"blocks ({(first, stop)}) must be (first, stop) with 0 <= first < stop <= num_layers "
-                    f"({num_layers}); pass router_blocks or fixed_blocks of the model's layers"
+                    f"blocks ({block}) must be of consecutive layers, at least 1, below num_layers ({num_layers}); "
+                    "pass layer_blocks or fixed_blocks of the model's layers"
                 )
-        self.blocks = tuple((int(first), int(stop)) for first, stop in blocks)
+        self.blocks = tuple(blocks)
         self.num_layers = num_layers
         self.num_experts = num_experts
         self.set_size = set_size
         shape = {"num_experts": num_experts, "set_size": set_size}
-        self._counts_B = [PathCounts(num_layers=stop - first, **shape) for first, stop in self.blocks]
+        self._counts_B = [PathCounts(num_layers=len(block), **shape) for block in self.blocks]
 
     def update(self, path_ids_NL: NDArray[np.integer], token_mask_N: NDArray[np.bool_] | None = None) -> None:
         """Add a batch of whole paths (arguments and errors as in `PathCounts.update`)."""
         path_ids_NL = np.asarray(path_ids_NL)
         select_columns(path_ids_NL, token_mask_N, self.num_layers, self.num_experts, self.set_size)
-        for (first, stop), counts in zip(self.blocks, self._counts_B, strict=True):
-            counts.update(path_ids_NL[:, first:stop], token_mask_N)
+        for block, counts in zip(self.blocks, self._counts_B, strict=True):
+            counts.update(path_ids_NL[:, block.start : block.stop], token_mask_N)
 
     def merge(self, other: BlockCounts) -> None:
         """Add everything that `other`, of the same shape and blocks, has counted; `other` keeps its counts.
@@ -83,8 +83,7 @@ class BlockCounts:
         Raises:
             ValueError: the two count different blocks, or paths of different shapes.
         """
-        if self.blocks != other.blocks:
-            raise ValueError(f"other.blocks ({other.blocks}) must equal blocks ({self.blocks}); merge one kind only")
+        check_mergeable(self, other, "blocks")
         for counts, others in zip(self._counts_B, other._counts_B, strict=True):
             counts.merge(others)
 
@@ -95,8 +94,8 @@ class BlockCounts:
             ValueError: no token was counted.
         """
         return tuple(
-            block_concentration(counts, first_layer=first)
-            for (first, _), counts in zip(self.blocks, self._counts_B, strict=True)
+            block_concentration(counts, first_layer=block.start)
+            for block, counts in zip(self.blocks, self._counts_B, strict=True)
         )
 
 
@@ -130,18 +129,3 @@ def block_concentration(counts: PathCounts, *, first_layer: int = 0) -> BlockCon
         total_correlation_bits=null - entropy,
         total_correlation_corrected_bits=sum(miller_madow_bits(*layer) for layer in layers) - miller_madow_bits(*paths),
     )
-
-
-def router_blocks(router_of_layer: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Maximal runs of layers with one router, as (first, stop)."""
-    starts = [0]
-    for _, run in groupby(router_of_layer):
-        starts.append(starts[-1] + len(list(run)))
-    return tuple(pairwise(starts))
-
-
-def fixed_blocks(num_layers: int, block_size: int) -> tuple[tuple[int, int], ...]:
-    """Blocks of `block_size` layers, the last maybe shorter: for routers that no layers share."""
-    if block_size < 1:
-        raise ValueError(f"block_size ({block_size}) must be at least 1; pass the layers of a block")
-    return tuple((first, min(first + block_size, num_layers)) for first in range(0, num_layers, block_size))

@@ -13,8 +13,46 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+_MIN_PENDING_KEYS = 1 << 16
 # Up to so many bits a table of all possible keys is smaller and faster than a sort.
 _TABLE_BITS = 16
+
+
+class KeyCounts:
+    """How often each key was added, exactly, in memory that the distinct keys bound."""
+
+    def __init__(self, *, num_words: int, key_bits: int) -> None:
+        """Count keys of `num_words` words, of which `key_bits` bits can be set (see `group`)."""
+        self.key_bits = key_bits
+        self._keys_WP = np.empty((num_words, 0), dtype=np.uint64)
+        self._counts_P = np.empty(0, dtype=np.int64)
+        self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+        self._num_pending = 0
+
+    def add(self, keys_WN: NDArray[np.uint64], counts_N: NDArray[np.int64] | None = None) -> None:
+        """Add keys uint64 [words, keys], each as often as `counts_N` says, at least 1; None adds each once."""
+        counts_N = np.broadcast_to(np.int64(1), keys_WN.shape[1]) if counts_N is None else counts_N
+        self._pending.append((keys_WN, counts_N))
+        self._num_pending += len(counts_N)
+        # Waiting until as many wait as are stored keeps both the total sorting and the memory within a factor of two.
+        if self._num_pending >= max(_MIN_PENDING_KEYS, len(self._counts_P)):
+            self.totals()
+
+    def totals(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Distinct keys [words, paths] and their counts [paths], in any order; neither is to be written to."""
+        if self._pending:
+            keys_WN = np.concatenate([self._keys_WP, *(keys for keys, _ in self._pending)], axis=1)
+            counts_N = np.concatenate([self._counts_P, *(counts for _, counts in self._pending)])
+            self._pending, self._num_pending = [], 0
+            self._keys_WP, self._counts_P = group(keys_WN, counts_N, self.key_bits)
+        return self._keys_WP, self._counts_P
+
+    def sorted_totals(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """The same with ascending keys, the first word first."""
+        keys_WP, counts_P = self.totals()
+        order_P = np.lexsort(keys_WP[::-1])
+        self._keys_WP, self._counts_P = keys_WP[:, order_P], counts_P[order_P]
+        return self._keys_WP, self._counts_P
 
 
 def pack(ids_NJ: NDArray[np.integer], num_experts: int) -> NDArray[np.uint64]:
@@ -22,7 +60,7 @@ def pack(ids_NJ: NDArray[np.integer], num_experts: int) -> NDArray[np.uint64]:
     bits = bits_per_id(num_experts)
     num_tokens, num_columns = ids_NJ.shape
     columns_per_word = 64 // bits
-    keys_WN = np.zeros((-(-num_columns // columns_per_word), num_tokens), dtype=np.uint64)
+    keys_WN = np.zeros((num_words(num_columns, num_experts), num_tokens), dtype=np.uint64)
     for column in range(num_columns):
         word_N = keys_WN[column // columns_per_word]
         word_N <<= np.uint64(bits)
@@ -48,6 +86,11 @@ def unpack(
 def bits_per_id(num_experts: int) -> int:
     """Bits of a key that one expert id takes."""
     return max(1, (num_experts - 1).bit_length())
+
+
+def num_words(num_columns: int, num_experts: int) -> int:
+    """Words of a key."""
+    return -(-num_columns // (64 // bits_per_id(num_experts)))
 
 
 def group(

@@ -16,8 +16,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.path_keys import bits_per_id, group, mix, pack, runs, unpack
-from pathmoe_eval.paths import check_mergeable, check_mergeable_sets, check_not_empty, check_shape, select_columns
+from pathmoe_eval.paths import check_shape, select_columns
+from pathmoe_eval.routing_shape import check_some_tokens
 from pathmoe_eval.sketch_estimates import SketchConcentration, estimate
 
 # Tokens that are counted together before they enter the tables: the same ones however batches are cut.
@@ -82,12 +84,7 @@ class PathSketch:
         Raises:
             ValueError: the two have different shapes or sizes.
         """
-        check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
-        check_mergeable_sets(self.set_size, other.set_size)
-        for name in ("num_sampled", "num_heavy"):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                raise ValueError(f"other.{name} ({theirs}) must equal {name} ({ours}); merge sketches of one size only")
+        check_mergeable(self, other, "num_layers", "num_experts", "set_size", "num_sampled", "num_heavy")
         other = other._absorbed()
         self.num_tokens += other.num_tokens
         self._lowest_left_out = min(self._lowest_left_out, other._lowest_left_out)
@@ -101,7 +98,7 @@ class PathSketch:
         Raises:
             ValueError: no token was counted.
         """
-        check_not_empty(self.num_tokens)
+        check_some_tokens(self.num_tokens)
         return self._absorbed()._estimate()
 
     def most_frequent(self, num_paths: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64], NDArray[np.int64]]:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.entropy import chao_shen_bits, plug_in_bits
-from pathmoe_eval.path_keys import bits_per_id, group, pack, unpack
-
-_MIN_PENDING_PATHS = 1 << 16
+from pathmoe_eval.id_range import check_id_range
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.path_keys import KeyCounts, bits_per_id, num_words, pack, unpack
+from pathmoe_eval.routing_shape import check_some_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,10 @@ class PathCounts:
         self.num_layers = num_layers
         self.num_experts = num_experts
         self.set_size = set_size
-        self._keys_WP = pack(np.empty((0, num_layers * set_size), dtype=np.int64), num_experts)
-        self._counts_P = np.empty(0, dtype=np.int64)
-        self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-        self._num_pending = 0
+        num_columns = num_layers * set_size
+        self._counts = KeyCounts(
+            num_words=num_words(num_columns, num_experts), key_bits=num_columns * bits_per_id(num_experts)
+        )
 
     def update(self, path_ids_NL: NDArray[np.integer], token_mask_N: NDArray[np.bool_] | None = None) -> None:
         """Add a batch of paths (a batch without tokens is fine).
@@ -86,7 +87,7 @@ class PathCounts:
             ValueError: wrong shape or dtype, or an id out of range.
         """
         columns_NJ = select_columns(path_ids_NL, token_mask_N, self.num_layers, self.num_experts, self.set_size)
-        self._append(pack(columns_NJ, self.num_experts), np.broadcast_to(np.int64(1), len(columns_NJ)))
+        self._counts.add(pack(columns_NJ, self.num_experts))
 
     def merge(self, other: PathCounts) -> None:
         """Add everything that `other`, of the same shape, has counted; `other` keeps its counts.
@@ -94,10 +95,8 @@ class PathCounts:
         Raises:
             ValueError: the two count paths of different shapes.
         """
-        check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
-        check_mergeable_sets(self.set_size, other.set_size)
-        other._compact()
-        self._append(other._keys_WP, other._counts_P)
+        check_mergeable(self, other, "num_layers", "num_experts", "set_size")
+        self._counts.add(*other._counts.totals())
 
     def result(self) -> PathEntropy:
         """Entropy of all paths counted so far.
@@ -110,7 +109,7 @@ class PathCounts:
         entropy_bits = plug_in_bits(sizes_C, multiplicity_C)
         return PathEntropy(
             num_tokens=num_tokens,
-            num_paths=len(self._counts_P),
+            num_paths=int(multiplicity_C.sum()),
             entropy_bits=entropy_bits,
             effective_paths=2.0**entropy_bits,
             ceiling_bits=math.log2(num_tokens),
@@ -125,9 +124,9 @@ class PathCounts:
         Raises:
             ValueError: no token was counted.
         """
-        self._compact()
-        check_not_empty(len(self._counts_P))
-        return np.unique(self._counts_P, return_counts=True)
+        _, counts_P = self._counts.totals()
+        check_some_tokens(len(counts_P))
+        return np.unique(counts_P, return_counts=True)
 
     def most_frequent(self, num_paths: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
         """The `num_paths` most frequent paths (all, if fewer were seen) and their counts.
@@ -136,44 +135,28 @@ class PathCounts:
             Ids [paths, layers], or [paths, layers, set_size] ascending in each set, and counts int64 [paths], highest
             count first; of equal counts the path with the lower expert in the first layer that differs.
         """
-        self._compact()
-        num_paths = min(num_paths, len(self._counts_P))
+        keys_WP, counts_P = self._counts.totals()
+        num_paths = min(num_paths, len(counts_P))
         if num_paths < 1:
-            return self._unpacked(self._keys_WP[:, :0]), self._counts_P[:0]
-        lowest = np.partition(self._counts_P, -num_paths)[-num_paths]
-        candidates_P = np.flatnonzero(self._counts_P >= lowest)
-        counts_P, keys_WP = self._counts_P[candidates_P], self._keys_WP[:, candidates_P]
+            return self._unpacked(keys_WP[:, :0]), counts_P[:0]
+        lowest = np.partition(counts_P, -num_paths)[-num_paths]
+        candidates_P = np.flatnonzero(counts_P >= lowest)
+        counts_P, keys_WP = counts_P[candidates_P], keys_WP[:, candidates_P]
         order_P = np.lexsort((*keys_WP[::-1], -counts_P))[:num_paths]
         return self._unpacked(keys_WP[:, order_P]), counts_P[order_P]
 
     def between(self, first_layer: int, stop_layer: int) -> PathCounts:
         """Counts of the parts of all paths that lie in layers [first_layer, stop_layer): marginal counts."""
-        self._compact()
+        keys_WP, counts_P = self._counts.totals()
         columns = range(first_layer * self.set_size, stop_layer * self.set_size)
         part = PathCounts(num_layers=stop_layer - first_layer, num_experts=self.num_experts, set_size=self.set_size)
-        ids_PJ = unpack(self._keys_WP, self.num_layers * self.set_size, self.num_experts, columns)
-        part._append(pack(ids_PJ, self.num_experts), self._counts_P)
+        ids_PJ = unpack(keys_WP, self.num_layers * self.set_size, self.num_experts, columns)
+        part._counts.add(pack(ids_PJ, self.num_experts), counts_P)
         return part
 
     def _unpacked(self, keys_WP: NDArray[np.uint64]) -> NDArray[np.unsignedinteger]:
         ids_PJ = unpack(keys_WP, self.num_layers * self.set_size, self.num_experts)
         return ids_PJ if self.set_size == 1 else ids_PJ.reshape(-1, self.num_layers, self.set_size)
-
-    def _append(self, keys_WP: NDArray[np.uint64], counts_P: NDArray[np.int64]) -> None:
-        self._pending.append((keys_WP, counts_P))
-        self._num_pending += len(counts_P)
-        # Waiting until as many wait as are stored keeps both the total sorting and the memory within a factor of two.
-        if self._num_pending >= max(_MIN_PENDING_PATHS, len(self._counts_P)):
-            self._compact()
-
-    def _compact(self) -> None:
-        if not self._pending:
-            return
-        keys_WP = np.concatenate([self._keys_WP, *(keys for keys, _ in self._pending)], axis=1)
-        counts_P = np.concatenate([self._counts_P, *(counts for _, counts in self._pending)])
-        self._pending, self._num_pending = [], 0
-        key_bits = self.num_layers * self.set_size * bits_per_id(self.num_experts)
-        self._keys_WP, self._counts_P = group(keys_WP, counts_P, key_bits)
 
 
 def select_paths(
@@ -243,31 +226,10 @@ def check_range(path_ids_NL: NDArray[np.integer], num_layers: int, num_experts: 
             f"path_ids ({path_ids_NL.shape[1]} layers) must have num_layers ({num_layers}) columns; "
             "pass every batch with the same layers"
         )
-    lowest, highest = int(path_ids_NL.min(initial=0)), int(path_ids_NL.max(initial=0))
-    if lowest < 0 or highest >= num_experts:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(
-            f"path_ids ({wrong}) must be at least 0 and below num_experts ({num_experts}); "
-            "mask out padding and pass the model's num_experts"
-        )
-
-
-def check_mergeable(shape: tuple[int, int], other_shape: tuple[int, int]) -> None:
-    """Raise ValueError unless two accumulators have the same (num_layers, num_experts)."""
-    for name, ours, theirs in zip(("num_layers", "num_experts"), shape, other_shape, strict=True):
-        if ours != theirs:
-            raise ValueError(f"other.{name} ({theirs}) must equal {name} ({ours}); merge counts of one model only")
-
-
-def check_mergeable_sets(set_size: int, other_set_size: int) -> None:
-    """Raise ValueError unless two accumulators count paths of equally large sets."""
-    if set_size != other_set_size:
-        raise ValueError(
-            f"other.set_size ({other_set_size}) must equal set_size ({set_size}); merge counts of one kind"
-        )
-
-
-def check_not_empty(num_tokens: int) -> None:
-    """Raise ValueError if no token was counted."""
-    if num_tokens == 0:
-        raise ValueError("path_ids (0 tokens that count) must hold at least 1; pass more data or a wider token_mask")
+    check_id_range(
+        path_ids_NL,
+        num_experts,
+        name="path_ids",
+        limit_name="num_experts",
+        advice="mask out padding and pass the model's num_experts",
+    )

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pathmoe_eval.id_range import check_id_range
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ForwardRouting:
@@ -84,12 +86,13 @@ def join_forwards(forwards: Sequence[ForwardRouting], num_experts: int, *, weigh
         ValueError: an expert id out of range.
     """
     expert_ids_NLK = _tokens_first([forward.expert_ids_LTK for forward in forwards])
-    lowest, highest = (int(end) for end in expert_ids_NLK.aminmax())
-    if lowest < 0 or highest >= num_experts:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(
-            f"expert_ids ({wrong}) must be at least 0 and below num_experts ({num_experts}); record the model unsharded"
-        )
+    check_id_range(
+        expert_ids_NLK.numpy(),
+        num_experts,
+        name="expert_ids",
+        limit_name="num_experts",
+        advice="record the model unsharded",
+    )
     weights_NLK = _tokens_first([forward.weights_LTK for forward in forwards]).float()
     # A router sorts by score, which a selection bias makes another order, or does not sort.
     if not (weights_NLK[..., :-1] >= weights_NLK[..., 1:]).all():

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.paths import check_not_empty
-from pathmoe_eval.routing_shape import RoutingShape
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 ScoreFunction = Literal["softmax", "sigmoid"]
 
@@ -114,11 +114,7 @@ class RouterScoreSums:
             ValueError: the two are of different shapes or score functions.
         """
         self.shape.check_mergeable(other.shape)
-        if self.score_function != other.score_function:
-            raise ValueError(
-                f"other.score_function ({other.score_function}) must equal score_function ({self.score_function}); "
-                "merge sums of one model only"
-            )
+        check_mergeable(self, other, "score_function")
         self._sums_5L += other._sums_5L
         self._margins_LB += other._margins_LB
         self.num_tokens += other.num_tokens
@@ -129,7 +125,7 @@ class RouterScoreSums:
         Raises:
             ValueError: no token was counted.
         """
-        check_not_empty(self.num_tokens)
+        check_some_tokens(self.num_tokens)
         means_5L = self._sums_5L / self.num_tokens
         entropy, confidence, mass, margin_logits, margin_scores = (tuple(row) for row in means_5L.tolist())
         num_experts, per_token = self.shape.num_experts, self.shape.num_experts_per_tok

@@ -1,4 +1,4 @@
-"""The shape of a model's routing, which every chunk of its expert ids must have."""
+"""The shape of a model's routing, which every chunk of its expert ids must have, and that it has tokens."""
 
 # Shapes: N tokens, L MoE layers, K experts per token.
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pathmoe_eval.id_range import check_id_range
+from pathmoe_eval.mergeable import check_mergeable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +54,24 @@ class RoutingShape:
                 f"expert_ids ({expert_ids_NLK.dtype} {list(expert_ids_NLK.shape)}) must be integers [tokens, "
                 f"{self.num_layers}, {self.num_experts_per_tok}]; pass every MoE layer's experts of each token"
             )
-        lowest, highest = int(expert_ids_NLK.min(initial=0)), int(expert_ids_NLK.max(initial=0))
-        if lowest < 0 or highest >= self.num_experts:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(
-                f"expert_ids ({wrong}) must be at least 0 and below num_experts ({self.num_experts}); "
-                "leave out padding and pass the model's num_experts"
-            )
+        check_id_range(
+            expert_ids_NLK,
+            self.num_experts,
+            name="expert_ids",
+            limit_name="num_experts",
+            advice="leave out padding and pass the model's num_experts",
+        )
         return expert_ids_NLK
 
     def check_mergeable(self, other: RoutingShape) -> None:
         """Raise ValueError unless `other` is the same shape."""
-        for field in fields(self):
-            ours, theirs = getattr(self, field.name), getattr(other, field.name)
-            if ours != theirs:
-                raise ValueError(
-                    f"other.{field.name} ({theirs}) must equal {field.name} ({ours}); merge counts of one model only"
-                )
+        check_mergeable(self, other, *(field.name for field in fields(self)))
+
+
+def check_some_tokens(num_tokens: int) -> None:
+    """Raise ValueError if no token was counted."""
+    if num_tokens == 0:
+        raise ValueError("num_tokens (0) must be at least 1; pass more data, or mask less of it")
 
 
 def by_layer(expert_ids_NLK: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.load import count_picks
-from pathmoe_eval.paths import check_not_empty
-from pathmoe_eval.routing_shape import RoutingShape, by_layer
+from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens
 from pathmoe_eval.trace import RoutingTrace
 
 
@@ -107,7 +106,7 @@ class SaturationCounts:
         Raises:
             ValueError: no token was counted.
         """
-        check_not_empty(self.num_tokens)
+        check_some_tokens(self.num_tokens)
         per_token, num_experts = self.shape.num_experts_per_tok, self.shape.num_experts
         all_picks_L = self._shared_L / (self.num_tokens * per_token)
         first_picks_L = self._same_first_L / self.num_tokens

@@ -10,15 +10,20 @@ are seen often enough to have a composition.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathmoe_eval.entropy import plug_in_bits
+from pathmoe_eval.id_range import check_id_range, check_one_per_token
 from pathmoe_eval.label_permutations import AgainstPermutations, against_permutations
+from pathmoe_eval.layer_blocks import check_router_of_layer, layer_blocks
+from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.path_class_counts import FrequentPaths, JointTable, PathClassCounts, checked_class_ids
-from pathmoe_eval.paths import check_mergeable, check_not_empty, check_range, select_paths
+from pathmoe_eval.paths import check_range, select_paths
+from pathmoe_eval.routing_shape import check_some_tokens
 
 _MAX_VOCAB = 1 << 32
 
@@ -91,20 +96,15 @@ class SeparationCounts:
     The counts are integers, so the result does not depend on the order of the tokens or on batching and merging.
     """
 
-    def __init__(self, *, num_layers: int, num_experts: int, router_of_layer: Iterable[int]) -> None:
+    def __init__(self, *, num_layers: int, num_experts: int, router_of_layer: Sequence[int]) -> None:
         """Count over `num_layers` layers whose expert ids lie in [0, num_experts).
 
         `router_of_layer` has one integer a layer, equal where layers share a router.
         """
-        routers = tuple(router_of_layer)
-        if len(routers) != num_layers:
-            raise ValueError(
-                f"router_of_layer ({len(routers)} layers) must have num_layers ({num_layers}) entries; "
-                "pass one router for each MoE layer"
-            )
         self.num_layers = num_layers
         self.num_experts = num_experts
-        self._blocks = blocks_of_layers(routers)
+        self.router_of_layer = check_router_of_layer(router_of_layer, num_layers)
+        self._blocks = tuple((block.start, block.stop) for block in layer_blocks(self.router_of_layer))
         parts = {(0, num_layers), *self._blocks, *((layer, layer + 1) for layer in range(num_layers))}
         self._counts = {part: PathClassCounts(num_layers=part[1] - part[0], num_experts=num_experts) for part in parts}
         self._token_ids = PathClassCounts(num_layers=1, num_experts=_MAX_VOCAB)
@@ -129,7 +129,9 @@ class SeparationCounts:
         check_range(path_ids_NL, self.num_layers, self.num_experts)
         class_ids_N = checked_class_ids(class_ids_N, len(path_ids_NL))
         if token_ids_N is not None:
-            self._token_ids.update(_checked_token_ids(token_ids_N, len(class_ids_N))[:, None], class_ids_N)
+            token_ids_N = check_one_per_token(token_ids_N, len(path_ids_NL), name="token_ids")
+            check_id_range(token_ids_N, _MAX_VOCAB, name="token_ids", advice="pass ids of the tokenizer")
+            self._token_ids.update(token_ids_N[:, None], class_ids_N)
         path_ids_LN = np.ascontiguousarray(path_ids_NL.T)
         for (first, stop), counts in self._counts.items():
             counts.update(path_ids_LN[first:stop].T, class_ids_N)
@@ -140,12 +142,7 @@ class SeparationCounts:
         Raises:
             ValueError: the two count paths of different models.
         """
-        check_mergeable((self.num_layers, self.num_experts), (other.num_layers, other.num_experts))
-        if self._blocks != other._blocks:
-            raise ValueError(
-                f"other.router_of_layer (blocks {other._blocks}) must have the blocks {self._blocks}; "
-                "merge counts of one model only"
-            )
+        check_mergeable(self, other, "num_layers", "num_experts", "router_of_layer")
         for part, counts in self._counts.items():
             counts.merge(other._counts[part])
         self._token_ids.merge(other._token_ids)
@@ -192,13 +189,6 @@ class SeparationCounts:
         return {part: self._counts[part].most_frequent(num_paths) for part in [(0, self.num_layers), *self._blocks]}
 
 
-def blocks_of_layers(router_of_layer: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Maximal runs of layers with the same router, as (first, last + 1)."""
-    starts = [layer for layer in range(len(router_of_layer)) if router_of_layer[layer] != router_of_layer[layer - 1]]
-    starts = sorted({0, *starts})
-    return tuple(zip(starts, [*starts[1:], len(router_of_layer)], strict=True))
-
-
 def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> ClassSeparation:
     """What the variable of a table tells about the class.
 
@@ -206,9 +196,9 @@ def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> 
         ValueError: the table is empty, or too large for permutations.
     """
     num_tokens = int(table.counts_J.sum())
-    check_not_empty(num_tokens)
+    check_some_tokens(num_tokens)
     class_counts_C, path_counts_P = np.sort(table.class_counts_C), table.path_counts_P
-    entropy_bits = float(np.sum(class_counts_C * np.log2(num_tokens / class_counts_C))) / num_tokens
+    entropy_bits = plug_in_bits(class_counts_C, np.ones_like(class_counts_C))
     information, purity = against_permutations(table, num_permutations=num_permutations, seed=seed)
     num_excess = len(class_counts_C) + len(path_counts_P) - len(table.counts_J) - 1
     several = len(class_counts_C) > 1
@@ -224,18 +214,6 @@ def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> 
         purity=purity,
         largest_class_share=int(class_counts_C.max()) / num_tokens,
     )
-
-
-def _checked_token_ids(token_ids_N: NDArray[np.integer], num_tokens: int) -> NDArray[np.integer]:
-    token_ids_N = np.asarray(token_ids_N)
-    if token_ids_N.dtype.kind not in "iu" or token_ids_N.shape != (num_tokens,):
-        found = f"{token_ids_N.dtype} {list(token_ids_N.shape)}"
-        raise ValueError(f"token_ids ({found}) must be integers [{num_tokens}]; pass one for each token")
-    lowest, highest = int(token_ids_N.min(initial=0)), int(token_ids_N.max(initial=0))
-    if lowest < 0 or highest >= _MAX_VOCAB:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(f"token_ids ({wrong}) must be at least 0 and below {_MAX_VOCAB}; pass ids of the tokenizer")
-    return token_ids_N
 
 
 def _part_separation(

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pathmoe_eval.id_range import check_id_range
 from pathmoe_eval.routing_chunk import RoutingChunk
 from pathmoe_eval.trace_header import (
     INDEX_FILE,
@@ -190,14 +191,13 @@ class TraceWriter:
         if column.dtype.kind == "f" or values.size == 0:
             return
         key = "num_experts" if column.name == "expert_ids" else "vocab_size"
-        limit = getattr(self.header, key)
-        lowest, highest = int(values.min()), int(values.max())
-        if lowest < 0 or highest >= limit:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(
-                f"{column.attribute} ({wrong}) must be at least 0 and below {key} ({limit}); "
-                f"leave out padding and pass the model's {key}"
-            )
+        check_id_range(
+            values,
+            getattr(self.header, key),
+            name=column.attribute,
+            limit_name=key,
+            advice=f"leave out padding and pass the model's {key}",
+        )
 
     def _write_tokens(self, count: int) -> None:
         arrays = []

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.expert_vocabulary import ExpertVocabulary, expert_vocabularies
-from pathmoe_eval.paths import check_not_empty
-from pathmoe_eval.routing_shape import RoutingShape
+from pathmoe_eval.id_range import check_one_per_token
+from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 from pathmoe_eval.token_ids import NO_ID
 
 _MIN_OCCURRENCES = 10
@@ -131,7 +132,7 @@ class VocabularyCounts:
             ValueError: as in `RoutingShape.check`, ids of another shape or out of range, or 2^31 tokens.
         """
         expert_ids_NLK = self.shape.check(expert_ids_NLK)
-        both = [self._check_ids(np.asarray(ids), len(expert_ids_NLK)) for ids in (ids_N, shuffled_ids_N)]
+        both = [self._check_ids(ids, len(expert_ids_NLK)) for ids in (ids_N, shuffled_ids_N)]
         num_tokens = self.num_tokens + int(np.count_nonzero(both[0] != NO_ID))
         self._check_num_tokens(num_tokens)
         for picks_LVE, occurrences_V, ids in zip(self._picks_2LVE, self._occurrences_2V, both, strict=True):
@@ -152,10 +153,7 @@ class VocabularyCounts:
             ValueError: the two count other things, or 2^31 tokens together.
         """
         self.shape.check_mergeable(other.shape)
-        for name in ("vocab_size", "num_ranks", "layers"):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                raise ValueError(f"other.{name} ({theirs}) must equal {name} ({ours}); count both parts alike")
+        check_mergeable(self, other, "vocab_size", "num_ranks", "layers")
         self._check_num_tokens(self.num_tokens + other.num_tokens)
         self._occurrences_2V += other._occurrences_2V
         self._picks_2LVE += other._picks_2LVE
@@ -182,7 +180,7 @@ class VocabularyCounts:
         Raises:
             ValueError: no token was counted, `min_occurrences` below 1, or shuffled ids that are not the same ids.
         """
-        check_not_empty(self.num_tokens)
+        check_some_tokens(self.num_tokens)
         if min_occurrences < 1:
             raise ValueError(f"min_occurrences ({min_occurrences}) must be at least 1; raise it")
         occurrences_V, shuffled_V = self._occurrences_2V
@@ -219,10 +217,7 @@ class VocabularyCounts:
         )
 
     def _check_ids(self, ids_N: NDArray[np.integer], num_tokens: int) -> NDArray[np.integer]:
-        if ids_N.dtype.kind not in "iu" or ids_N.shape != (num_tokens,):
-            raise ValueError(
-                f"ids ({ids_N.dtype} {list(ids_N.shape)}) must be integers [{num_tokens}]; pass one per token"
-            )
+        ids_N = check_one_per_token(ids_N, num_tokens, name="ids")
         lowest, highest = int(ids_N.min(initial=0)), int(ids_N.max(initial=0))
         if lowest < NO_ID or highest >= self.vocab_size:
             wrong = lowest if lowest < NO_ID else highest

@@ -172,7 +172,7 @@ GOOD = np.zeros((3, 2), dtype=np.int64)
         (lambda: adjacent_agreement(GOOD[0]), r"path_ids \(int64 \[2\]\) must be integers \[tokens, layers\]"),
         (lambda: adjacent_agreement(GOOD - 1), r"path_ids \(-1\) must be at least 0"),
         (lambda: adjacent_agreement(GOOD + 50_000), r"num_experts \(50001\) must be between 1 and 4096"),
-        (lambda: adjacent_agreement(GOOD[:0]), r"path_ids \(0 tokens that count\) must hold at least 1"),
+        (lambda: adjacent_agreement(GOOD[:0]), r"^num_tokens \(0\) must be at least 1; "),
         (lambda: adjacent_agreement(GOOD, np.ones(2, dtype=bool)), r"token_mask \(bool \[2\]\) must be bool \[3\]"),
         (lambda: counts_with(num_experts=0), r"num_experts \(0\) must be between 1 and 4096"),
         (lambda: counts_with().update(GOOD + 4), r"path_ids \(4\) must be at least 0 and below num_experts \(4\)"),

@@ -156,7 +156,7 @@ def counts_with(**changes):
         (lambda: counts_with().update(np.array([[[0, 1], [2, 2]]])), r"expert_ids \(an expert twice .* of layer 1\)"),
         (lambda: counts_with().merge(counts_with(olmoe_script=True)), r"other.olmoe_script \(True\) must equal olmoe"),
         (lambda: counts_with().merge(counts_with(num_layers=3)), r"other.num_layers \(3\) must equal num_layers \(2\)"),
-        (lambda: counts_with().result(), r"0 tokens that count"),
+        (lambda: counts_with().result(), r"^num_tokens \(0\) must be at least 1; "),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

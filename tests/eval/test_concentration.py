@@ -71,5 +71,5 @@ def test_results_are_plain_finite_numbers(num_tokens):
 
 
 def test_nothing_counted_is_refused():
-    with pytest.raises(ValueError, match="0 tokens that count"):
+    with pytest.raises(ValueError, match=r"^num_tokens \(0\) must be at least 1; "):
         concentration(PathCounts(num_layers=2, num_experts=2))

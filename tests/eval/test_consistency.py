@@ -149,7 +149,7 @@ GOOD = routing(5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: counts_for(GOOD, BLOCKS).result(), r"expert_ids \(0 tokens\) must hold at least 1"),
+        (lambda: counts_for(GOOD, BLOCKS).result(), r"^num_tokens \(0\) must be at least 1; "),
         (lambda: counts_for(GOOD[:, :1], (0,)), r"num_layers \(1\) must be at least 2"),
         (lambda: counts_for(GOOD, (0, 1)), r"router_of_layer \(2 entries\) must have one for each of num_layers \(4\)"),
         (

@@ -187,7 +187,7 @@ def result_of(ids_NLK=IDS, documents_N=DOCUMENTS):
         (lambda: result_of(documents_N=DOCUMENTS * 1.0), r"document_of_token \(float64 \[3\]\) must be integers"),
         (lambda: result_of(documents_N=DOCUMENTS * 0), r"domains \(b\) must have at least 1 token each"),
         (lambda: result_of(IDS + 1), r"expert_ids \(4\) must be at least 0"),
-        (lambda: counts_with().result(), r"0 tokens that count"),
+        (lambda: counts_with().result(), r"^num_tokens \(0\) must be at least 1; "),
         (
             lambda: counts_with().merge(counts_with(domains=("a", "c"))),
             r"other \(2 documents of a, c\) must have the same",

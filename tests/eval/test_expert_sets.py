@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathmoe_eval import expert_sets
-from pathmoe_eval.expert_sets import RoutingShape, check_some_tokens, pad_tokens, set_blocks, set_masks, set_sizes
+from pathmoe_eval.expert_sets import pad_tokens, set_blocks, set_masks, set_sizes
+from pathmoe_eval.routing_shape import RoutingShape
 
 
 def routing(seed, num_tokens, num_layers, num_experts, num_picks, dtype=np.int64):
@@ -60,43 +61,23 @@ def test_sizes_and_padding(num_experts):
     assert pad_tokens(masks_WLN, 5).shape == masks_WLN.shape
 
 
-def shape(num_layers=2, num_experts=4, num_experts_per_tok=3):
-    return RoutingShape(num_layers=num_layers, num_experts=num_experts, num_experts_per_tok=num_experts_per_tok)
+GOOD_NLK = np.zeros((5, 2, 3), dtype=np.int64) + np.arange(3)
 
 
-GOOD = np.zeros((5, 2, 3), dtype=np.int64) + np.arange(3)
-
-
-def test_what_fits_is_taken():
-    assert shape().check(GOOD.tolist()).tolist() == GOOD.tolist()
-    assert list(set_blocks(shape(), GOOD[:0])) == []
-    shape().check_mergeable(shape())
-    check_some_tokens(1)
+def test_a_chunk_without_tokens_has_no_blocks():
+    assert list(set_blocks(RoutingShape(num_layers=2, num_experts=4, num_experts_per_tok=3), GOOD_NLK[:0])) == []
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("ids_NLK", "num_experts", "message"),
     [
-        (lambda: shape(num_layers=0), r"num_layers \(0\) must be at least 1"),
-        (lambda: shape(num_experts=2), r"num_experts_per_tok \(3\) must be between 1 and num_experts \(2\)"),
-        (lambda: shape(num_experts_per_tok=0), r"num_experts_per_tok \(0\) must be between 1"),
-        (lambda: shape(num_experts=999, num_experts_per_tok=256), r"num_experts_per_tok \(256\) .* at most 255"),
-        (lambda: shape().check(GOOD[0]), r"expert_ids \(int64 \[2, 3\]\) must be integers \[tokens, 2, 3\]"),
-        (lambda: shape().check(GOOD[:, :1]), r"expert_ids \(int64 \[5, 1, 3\]\) must be integers \[tokens, 2, 3\]"),
-        (lambda: shape().check(GOOD + 0.5), r"expert_ids \(float64 \[5, 2, 3\]\) must be integers"),
-        (lambda: shape().check(GOOD - 1), r"expert_ids \(-1\) must be at least 0 and below num_experts \(4\)"),
-        (lambda: shape().check(GOOD + 2), r"expert_ids \(4\) must be at least 0 and below num_experts \(4\)"),
-        (
-            lambda: list(set_blocks(shape(), GOOD // 2)),
-            r"expert_ids \(\[0, 0, 1\] in layer 0\) must differ within a token",
-        ),
-        (lambda: shape().check_mergeable(shape(3)), r"other.num_layers \(3\) must equal num_layers \(2\)"),
-        (lambda: shape().check_mergeable(shape(2, 5)), r"other.num_experts \(5\) must equal num_experts \(4\)"),
-        (lambda: shape().check_mergeable(shape(2, 4, 1)), r"other.num_experts_per_tok \(1\) must equal .* \(3\)"),
-        (lambda: check_some_tokens(0), r"expert_ids \(0 tokens\) must hold at least 1 token"),
+        (GOOD_NLK + 2, 4, r"expert_ids \(4\) must be at least 0 and below num_experts \(4\)"),
+        (GOOD_NLK // 2, 4, r"expert_ids \(\[0, 0, 1\] in layer 0\) must differ within a token"),
+        (np.arange(256)[None, None], 999, r"num_experts_per_tok \(256\) must be at most 255; "),
     ],
 )
-def test_bad_input_is_named_in_one_line(call, message):
+def test_bad_input_is_named_in_one_line(ids_NLK, num_experts, message):
+    shape = RoutingShape(num_layers=ids_NLK.shape[1], num_experts=num_experts, num_experts_per_tok=ids_NLK.shape[2])
     with pytest.raises(ValueError, match=message) as error:
-        call()
+        list(set_blocks(shape, ids_NLK))
     assert "\n" not in str(error.value)

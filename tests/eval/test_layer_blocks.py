@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pathmoe_eval.layer_blocks import (
     LayerPairMeans,
     check_router_of_layer,
-    check_same_routers,
+    fixed_blocks,
     layer_blocks,
     layer_pair_means,
     layer_pairs,
@@ -63,12 +63,20 @@ def test_square_is_symmetric():
 
 def test_routers_must_fit():
     assert check_router_of_layer([0, 0, 1], 3) == (0, 0, 1)
-    check_same_routers((0, 1), (0, 1))
     with pytest.raises(
         ValueError, match=r"^router_of_layer \(2 entries\) must have one for each of num_layers \(3\); "
     ):
         check_router_of_layer([0, 1], 3)
-    with pytest.raises(
-        ValueError, match=r"^other.router_of_layer \(\(0, 0\)\) must equal router_of_layer \(\(0, 1\)\)"
-    ):
-        check_same_routers((0, 1), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "block_size", "blocks"),
+    [(4, 2, (range(2), range(2, 4))), (5, 3, (range(3), range(3, 5))), (2, 9, (range(2),))],
+)
+def test_fixed_blocks_cover_all_layers(num_layers, block_size, blocks):
+    assert fixed_blocks(num_layers, block_size) == blocks
+
+
+def test_a_block_has_at_least_one_layer():
+    with pytest.raises(ValueError, match=r"^block_size \(0\) must be at least 1; "):
+        fixed_blocks(4, 0)

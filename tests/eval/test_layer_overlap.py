@@ -167,7 +167,7 @@ GOOD = np.zeros((5, 2, 3), dtype=np.int64) + np.arange(3)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: counts_for(4, 3, (0, 1)).result(), r"expert_ids \(0 tokens\) must hold at least 1"),
+        (lambda: counts_for(4, 3, (0, 1)).result(), r"^num_tokens \(0\) must be at least 1; "),
         (
             lambda: counts_for(4, 3, (0, 1)).update(GOOD + 2),
             r"expert_ids \(4\) must be at least 0 and below num_experts",

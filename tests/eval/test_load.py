@@ -170,6 +170,6 @@ def test_the_result_is_json():
 
 
 def test_no_token_is_named_in_one_line():
-    with pytest.raises(ValueError, match=r"0 tokens that count") as error:
+    with pytest.raises(ValueError, match=r"^num_tokens \(0\) must be at least 1; ") as error:
         LoadCounts(num_layers=1, num_experts=2, num_experts_per_tok=1).result()
     assert "\n" not in str(error.value)

@@ -125,7 +125,7 @@ def test_the_best_matching_is_of_counts_that_floats_tell_apart():
 
 def test_bad_input_is_named_in_one_line():
     counts = JointCounts(num_layers=2, num_experts=4, num_experts_per_tok=1)
-    with pytest.raises(ValueError, match=r"^expert_ids \(0 tokens\) must hold at least 1 token; "):
+    with pytest.raises(ValueError, match=r"^num_tokens \(0\) must be at least 1; "):
         layer_matching(counts, (0, 1))
     with pytest.raises(
         ValueError, match=r"^router_of_layer \(3 entries\) must have one for each of num_layers \(2\); "

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pathmoe_eval.path_blocks import BlockCounts, fixed_blocks, router_blocks
+from pathmoe_eval.layer_blocks import layer_blocks
+from pathmoe_eval.path_blocks import BlockCounts
 
 
 def entropies(symbols):
@@ -21,19 +22,19 @@ def entropies(symbols):
     return np.array([plug_in, plug_in + (len(counts) - 1) / (2 * len(symbols) * math.log(2))])
 
 
-def brute_force(elements, first, stop, possible_elements):
+def brute_force(elements, block, possible_elements):
     """Every field; `elements` holds for each token a list of what its path is made of."""
-    paths = [tuple(path[first:stop]) for path in elements]
+    paths = [tuple(path[layer] for layer in block) for path in elements]
     entropy = entropies(paths)
-    null = sum(entropies([path[layer] for path in elements]) for layer in range(first, stop))
+    null = sum(entropies([path[layer] for path in elements]) for layer in block)
     return {
-        "first_layer": first,
-        "num_layers": stop - first,
+        "first_layer": block.start,
+        "num_layers": len(block),
         "num_tokens": len(paths),
         "num_paths": len(set(paths)),
         "entropy_bits": entropy[0],
         "effective_paths": 2 ** entropy[0],
-        "ceiling_bits": min(math.log2(len(paths)), (stop - first) * math.log2(possible_elements)),
+        "ceiling_bits": min(math.log2(len(paths)), len(block) * math.log2(possible_elements)),
         "null_bits": null[0],
         "total_correlation_bits": null[0] - entropy[0],
         "total_correlation_corrected_bits": null[1] - entropy[1],
@@ -51,7 +52,7 @@ def cases(draw):
     num_experts = draw(st.sampled_from([1, 2, 5, 64, 300]))
     elements = st.integers(0, num_experts - 1)
     ids_NL = draw(hnp.arrays(np.int64, draw(st.tuples(st.integers(1, 30), st.integers(1, 9))), elements=elements))
-    return num_experts, ids_NL, router_blocks(draw(hnp.arrays(np.int64, ids_NL.shape[1], elements=st.integers(0, 2))))
+    return num_experts, ids_NL, layer_blocks(draw(hnp.arrays(np.int64, ids_NL.shape[1], elements=st.integers(0, 2))))
 
 
 def counted(blocks, ids, num_experts, set_size=1):
@@ -63,7 +64,7 @@ def counted(blocks, ids, num_experts, set_size=1):
 @given(cases())
 def test_equals_brute_force(case):
     num_experts, ids_NL, blocks = case
-    expected = [brute_force(ids_NL.tolist(), first, stop, num_experts) for first, stop in blocks]
+    expected = [brute_force(ids_NL.tolist(), block, num_experts) for block in blocks]
     assert_equal(counted(blocks, ids_NL, num_experts).result(), expected)
 
 
@@ -71,8 +72,8 @@ def test_equals_brute_force(case):
 def test_sets_equal_brute_force(seed, set_size):
     ids_NLK = np.random.default_rng(seed).random((20, 5, 6)).argsort(axis=2)[:, :, :set_size]
     sets = [[frozenset(layer) for layer in token] for token in ids_NLK.tolist()]
-    blocks = [(0, 2), (1, 5)]
-    expected = [brute_force(sets, first, stop, math.comb(6, set_size)) for first, stop in blocks]
+    blocks = [range(2), range(1, 5)]
+    expected = [brute_force(sets, block, math.comb(6, set_size)) for block in blocks]
     assert_equal(counted(blocks, ids_NLK, 6, set_size).result(), expected)
 
 
@@ -100,36 +101,16 @@ def test_relabelling_experts_per_layer_changes_nothing(case, seed):
 
 def test_independent_layers_have_no_total_correlation():
     ids_NL = np.random.default_rng(0).integers(0, 4, (200_000, 4)) ** 2 // 3
-    (result,) = counted([(0, 4)], ids_NL, 4).result()
+    (result,) = counted([range(4)], ids_NL, 4).result()
     assert 0 < result.total_correlation_bits < 1e-3
     assert abs(result.total_correlation_corrected_bits) < 3e-4
 
 
 def test_layers_that_copy_one_another_share_all_but_one_entropy():
     ids_NL = np.repeat(np.arange(8)[:, None], 5, axis=1)
-    (result,) = counted([(0, 5)], ids_NL, 8).result()
+    (result,) = counted([range(5)], ids_NL, 8).result()
     assert (result.entropy_bits, result.null_bits, result.total_correlation_bits) == (3, 15, 12)
     assert result.ceiling_bits == 3
-
-
-@pytest.mark.parametrize(
-    ("routers", "blocks"),
-    [
-        ([0], ((0, 1),)),
-        ([0, 0, 0, 0, 1, 1], ((0, 4), (4, 6))),
-        ([0, 1, 2], ((0, 1), (1, 2), (2, 3))),
-        ([0, 1, 1, 0], ((0, 1), (1, 3), (3, 4))),
-    ],
-)
-def test_blocks_are_the_runs_of_one_router(routers, blocks):
-    assert router_blocks(routers) == blocks
-
-
-@pytest.mark.parametrize(
-    ("num_layers", "block_size", "blocks"), [(4, 2, ((0, 2), (2, 4))), (5, 3, ((0, 3), (3, 5))), (2, 9, ((0, 2),))]
-)
-def test_fixed_blocks_cover_all_layers(num_layers, block_size, blocks):
-    assert fixed_blocks(num_layers, block_size) == blocks
 
 
 IDS_NL = np.zeros((3, 4), dtype=np.int64)
@@ -138,17 +119,23 @@ IDS_NL = np.zeros((3, 4), dtype=np.int64)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: counted([(0, 5)], IDS_NL, 2), r"blocks \(\(0, 5\)\) must be \(first, stop\).*num_layers \(4\)"),
-        (lambda: counted([(2, 2)], IDS_NL, 2), r"blocks \(\(2, 2\)\) must be \(first, stop\)"),
-        (lambda: counted([(0, 2)], IDS_NL, 2).update(IDS_NL[:, :3]), r"path_ids \(3 layers\) must have num_layers"),
-        (lambda: counted([(0, 2)], IDS_NL, 2).update(IDS_NL + 2), r"path_ids \(2\) must be at least 0 and below"),
+        (lambda: counted([range(0, 5)], IDS_NL, 2), r"blocks \(range\(0, 5\)\) must be of .* num_layers \(4\)"),
+        (lambda: counted([range(2, 2)], IDS_NL, 2), r"blocks \(range\(2, 2\)\) must be of consecutive"),
         (
-            lambda: counted([(0, 2)], IDS_NL, 2).merge(counted([(0, 3)], IDS_NL, 2)),
+            lambda: counted([range(2)], IDS_NL, 2).update(IDS_NL[:, :3]),
+            r"path_ids \(3 layers\) must have num_layers",
+        ),
+        (lambda: counted([range(2)], IDS_NL, 2).update(IDS_NL + 2), r"path_ids \(2\) must be at least 0 and below"),
+        (
+            lambda: counted([range(2)], IDS_NL, 2).merge(counted([range(3)], IDS_NL, 2)),
             r"other.blocks .* must equal blocks",
         ),
-        (lambda: counted([(0, 2)], IDS_NL, 2).merge(counted([(0, 2)], IDS_NL, 3)), r"other.num_experts \(3\)"),
-        (lambda: counted([(0, 2)], IDS_NL[:0], 2).result(), r"0 tokens that count"),
-        (lambda: fixed_blocks(4, 0), r"block_size \(0\) must be at least 1"),
+        (
+            lambda: counted([range(2)], IDS_NL, 2).merge(counted([range(2)], IDS_NL, 3)),
+            r"other.num_experts \(3\)",
+        ),
+        (lambda: counted([range(2)], IDS_NL[:0], 2).result(), r"^num_tokens \(0\) must be at least 1; "),
+        (lambda: counted([range(0, 4, 2)], IDS_NL, 2), r"blocks \(range\(0, 4, 2\)\) must be of consecutive layers"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

@@ -86,7 +86,7 @@ def test_batching_order_and_merging_change_nothing(case, data):
 
 
 def test_many_compactions_equal_one_pass(monkeypatch):
-    monkeypatch.setattr("pathmoe_eval.path_class_counts._MIN_PENDING_PAIRS", 8)
+    monkeypatch.setattr("pathmoe_eval.path_keys._MIN_PENDING_KEYS", 8)
     rng = np.random.default_rng(1)
     path_ids_NL, class_ids_N = (
         rng.integers(0, 16, (4000, 24)) // rng.integers(1, 17, (4000, 1)),

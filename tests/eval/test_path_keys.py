@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pathmoe_eval import path_keys
-from pathmoe_eval.path_keys import bits_per_id, group, mix, pack, unpack
+from pathmoe_eval.path_keys import KeyCounts, bits_per_id, group, mix, num_words, pack, unpack
 
 
 @st.composite
@@ -81,6 +81,26 @@ def test_the_order_of_groups_depends_on_the_keys_alone(case, random):
     first = group(pack(ids_NJ, num_experts), ones_N, key_bits)
     second = group(pack(ids_NJ[shuffled], num_experts), ones_N, key_bits)
     assert [part.tolist() for part in first] == [part.tolist() for part in second]
+
+
+@given(ids(), st.data())
+def test_totals_equal_a_counter_however_keys_are_added(case, data):
+    num_experts, ids_NJ = case
+    counts_N = data.draw(hnp.arrays(np.int64, len(ids_NJ), elements=st.integers(1, 9)))
+    num_columns = ids_NJ.shape[1]
+    counts = KeyCounts(num_words=num_words(num_columns, num_experts), key_bits=num_columns * bits_per_id(num_experts))
+    expected = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(path_keys, "_MIN_PENDING_KEYS", data.draw(st.integers(1, 20)))
+        for rows in np.array_split(np.arange(len(ids_NJ)), 5):
+            once = data.draw(st.booleans())
+            counts.add(pack(ids_NJ[rows], num_experts), None if once else counts_N[rows])
+            expected += brute_force(ids_NJ[rows], np.ones(len(rows), dtype=int) if once else counts_N[rows])
+    for keys_WP, counts_P in (counts.totals(), counts.sorted_totals()):
+        paths = list(map(tuple, unpack(keys_WP, num_columns, num_experts).tolist()))
+        assert len(paths) == len(expected)
+        assert dict(zip(paths, counts_P.tolist(), strict=True)) == expected
+    assert paths == sorted(paths)
 
 
 @pytest.mark.parametrize("num_columns", [5, 24])

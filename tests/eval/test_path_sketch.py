@@ -191,7 +191,7 @@ def empty(**arguments):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: empty().result(), r"0 tokens that count"),
+        (lambda: empty().result(), r"^num_tokens \(0\) must be at least 1; "),
         (lambda: empty(num_layers=0), r"num_layers \(0\) must be at least 1"),
         (lambda: empty(num_sampled=0), r"num_sampled \(0\) must be at least 1"),
         (lambda: empty(num_heavy=0), r"num_heavy \(0\) must be at least 1"),

@@ -71,7 +71,7 @@ def test_batching_order_and_merging_do_not_change_one_bit(case, data):
 
 
 def test_many_compactions_equal_one_pass(monkeypatch):
-    monkeypatch.setattr("pathmoe_eval.paths._MIN_PENDING_PATHS", 8)
+    monkeypatch.setattr("pathmoe_eval.path_keys._MIN_PENDING_KEYS", 8)
     path_ids_NL = np.random.default_rng(1).integers(0, 16, (4000, 24)) // np.random.default_rng(2).integers(
         1, 17, (4000, 1)
     )
@@ -250,11 +250,11 @@ SETS = np.zeros((3, 2, 2), dtype=np.int64)
         (lambda: path_entropy(GOOD.astype(float)), r"path_ids \(float64 \[3, 2\]\) must be integers"),
         (lambda: path_entropy(GOOD[:, :0]), r"num_layers \(0\) must be at least 1"),
         (lambda: path_entropy(GOOD - 1), r"path_ids \(-1\) must be at least 0"),
-        (lambda: path_entropy(GOOD[:0]), r"path_ids \(0 tokens that count\) must hold at least 1"),
-        (lambda: path_entropy(GOOD, np.zeros(3, dtype=bool)), r"0 tokens that count"),
+        (lambda: path_entropy(GOOD[:0]), r"^num_tokens \(0\) must be at least 1; "),
+        (lambda: path_entropy(GOOD, np.zeros(3, dtype=bool)), r"^num_tokens \(0\) must be at least 1; "),
         (lambda: path_entropy(GOOD, np.ones(3)), r"token_mask \(float64 \[3\]\) must be bool \[3\]"),
         (lambda: path_entropy(GOOD, np.ones(2, dtype=bool)), r"token_mask \(bool \[2\]\) must be bool \[3\]"),
-        (lambda: counts_with().result(), r"0 tokens that count"),
+        (lambda: counts_with().result(), r"^num_tokens \(0\) must be at least 1; "),
         (lambda: counts_with(num_experts=0), r"num_experts \(0\) must be at least 1"),
         (lambda: counts_with().update(GOOD + 4), r"path_ids \(4\) must be at least 0 and below num_experts \(4\)"),
         (lambda: counts_with(num_layers=3).update(GOOD), r"path_ids \(2 layers\) must have num_layers \(3\) columns"),

@@ -185,7 +185,7 @@ def sums_with(**changes):
             r"other.score_function \(sigmoid\) must equal",
         ),
         (lambda: sums_with().merge(sums_with(num_layers=3)), r"other.num_layers \(3\) must equal num_layers \(2\)"),
-        (lambda: sums_with().result(), r"0 tokens that count"),
+        (lambda: sums_with().result(), r"^num_tokens \(0\) must be at least 1; "),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from pathmoe_eval.routing_shape import RoutingShape, by_layer
+from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens
 
 GOOD = np.array([[[0, 1], [2, 3], [1, 0]]] * 5)
 
@@ -23,6 +23,11 @@ def test_any_integer_dtype_passes_unchanged(dtype):
 
 def test_a_chunk_without_tokens_passes():
     assert shape().check(GOOD[:0]).shape == (0, 3, 2)
+
+
+def test_equal_shapes_merge_and_some_tokens_are_enough():
+    shape().check_mergeable(shape())
+    check_some_tokens(1)
 
 
 def test_by_layer_is_contiguous_and_moves_tokens_last():
@@ -48,6 +53,11 @@ def test_by_layer_is_contiguous_and_moves_tokens_last():
         (lambda: shape().check(GOOD - 1), r"expert_ids \(-1\) must be at least 0 and below num_experts \(4\)"),
         (lambda: shape().check(GOOD + 1), r"expert_ids \(4\) must be at least 0 and below num_experts \(4\)"),
         (lambda: shape().check_mergeable(shape(num_layers=2)), r"other.num_layers \(2\) must equal num_layers \(3\)"),
+        (
+            lambda: shape().check_mergeable(shape(num_experts_per_tok=1)),
+            r"other.num_experts_per_tok \(1\) must equal num_experts_per_tok \(2\)",
+        ),
+        (lambda: check_some_tokens(0), r"^num_tokens \(0\) must be at least 1; "),
         (
             lambda: shape().check_mergeable(shape(num_experts=5)),
             r"other.num_experts \(5\) must equal num_experts \(4\)",

@@ -124,7 +124,10 @@ def update(earlier=IDS, later=IDS, earlier_tokens=TOKENS, later_tokens=TOKENS):
         (lambda: update(later_tokens=TOKENS[::-1]), r"later token_ids \(9 at 0\) must equal the earlier \(7\)"),
         (lambda: update(later_tokens=TOKENS[:2]), r"later token_ids \(\[2\]\) must be \[3\]"),
         (lambda: update(earlier_tokens=TOKENS[:2]), r"earlier token_ids \(\[2\]\) must be \[3\]"),
-        (lambda: SaturationCounts(num_layers=1, num_experts=4, num_experts_per_tok=2).result(), r"0 tokens that count"),
+        (
+            lambda: SaturationCounts(num_layers=1, num_experts=4, num_experts_per_tok=2).result(),
+            r"^num_tokens \(0\) must be at least 1; ",
+        ),
         (
             lambda: update().merge(SaturationCounts(num_layers=2, num_experts=4, num_experts_per_tok=2)),
             r"other.num_layers \(2\) must equal num_layers \(1\)",

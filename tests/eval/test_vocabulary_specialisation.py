@@ -214,14 +214,14 @@ def overflow(change):
         (lambda: counts_with(layers=[1, 1]), r"layers \(1, 1\) must be different and below num_layers \(2\)"),
         (lambda: result_of(TOKENS + 1, TOKENS), r"ids \(7\) must be below vocab_size \(7\)"),
         (lambda: result_of(TOKENS, TOKENS - 8), r"ids \(-3\) must be below vocab_size \(7\) and not negative"),
-        (lambda: result_of(TOKENS[:2], TOKENS), r"ids \(int64 \[2\]\) must be integers \[3\]; pass one per token"),
+        (lambda: result_of(TOKENS[:2], TOKENS), r"ids \(int64 \[2\]\) must be integers \[3\]; pass one for each"),
         (lambda: result_of(TOKENS * 1.0, TOKENS), r"ids \(float64 \[3\]\) must be integers \[3\]"),
         (
             lambda: result_of(TOKENS, np.array([5, 5, 6])),
             r"shuffled_ids \(2 of id 5\) must be ids \(1 of it\) in another",
         ),
         (lambda: result_of(TOKENS, TOKENS, min_occurrences=0), r"min_occurrences \(0\) must be at least 1"),
-        (lambda: counts_with().result(), r"0 tokens that count"),
+        (lambda: counts_with().result(), r"^num_tokens \(0\) must be at least 1; "),
         (lambda: counts_with().merge(counts_with(vocab_size=8)), r"other.vocab_size \(8\) must equal vocab_size \(7\)"),
         (lambda: counts_with().merge(counts_with(num_ranks=1)), r"other.num_ranks \(1\) must equal num_ranks \(2\)"),
         (
