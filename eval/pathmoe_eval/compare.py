@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+
+import plotly.graph_objects as go
 
 from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.comparison_rows import Report, comparison_notes, comparison_rows, sections_of
@@ -121,14 +123,20 @@ def _panels(reports: Mapping[str, Report]) -> list[Panel]:
         panels += [
             Panel(
                 title="Entropy over tokens",
-                figure=rarefaction_figure({name: section["rarefaction"] for name, section in whole.items()}),
+                figure=_coloured(
+                    rarefaction_figure({name: section["rarefaction"] for name, section in whole.items()}),
+                    reports,
+                    whole,
+                ),
                 reading="Compare curves one above the other, at equal numbers of tokens. Where they run along the "
                 "ceiling they tell the size of the sample. The smallest sample has",
                 num_tokens=tokens,
             ),
             Panel(
                 title="Frequency over rank",
-                figure=zipf_figure({name: section["rank_frequency"] for name, section in whole.items()}),
+                figure=_coloured(
+                    zipf_figure({name: section["rank_frequency"] for name, section in whole.items()}), reports, whole
+                ),
                 reading="Tokens on the path of each rank; more tokens lift a curve. The smallest sample has",
                 num_tokens=tokens,
             ),
@@ -142,7 +150,7 @@ def _panels(reports: Mapping[str, Report]) -> list[Panel]:
         panels.append(
             Panel(
                 title="Information that neighbouring layers share",
-                figure=line_figure(labels, adjacent, {}, "layers", "bits"),
+                figure=_coloured(line_figure(labels, adjacent, {}, "layers", "bits"), reports, consistencies),
                 reading="Bias-corrected; 0 for independent layers, and free of names, so that models of any sharing "
                 "compare. The smallest sample has",
                 num_tokens=min(section["num_tokens"] for section in consistencies.values()),
@@ -152,7 +160,7 @@ def _panels(reports: Mapping[str, Report]) -> list[Panel]:
         panels.append(
             Panel(
                 title="Perplexity under interventions",
-                figure=perturbation_figure(perturbations),
+                figure=_coloured(perturbation_figure(perturbations), reports, perturbations),
                 reading="Times the perplexity of the same model without. With one permutation for each block a shared "
                 "router suffers less by construction: compare that per layer. The smallest sample has",
                 num_tokens=min(section["num_tokens"] for section in perturbations.values()),
@@ -160,6 +168,12 @@ def _panels(reports: Mapping[str, Report]) -> list[Panel]:
             )
         )
     return panels
+
+
+def _coloured(figure: go.Figure, reports: Mapping[str, Report], shown_reports: Iterable[str]) -> go.Figure:
+    """Give each report the colour of its place among all, so that it has the same in figures that lack others."""
+    places = {name: place for place, name in enumerate(reports)}
+    return figure.update_layout(meta={"series": [places[name] for name in shown_reports]})
 
 
 def _reports_table(reports: Mapping[str, Report]) -> Table:

@@ -30,6 +30,7 @@ def new_figure(x_title: str, y_title: str, **layout: Any) -> go.Figure:
         margin=_MARGIN,
         height=360,
         hovermode="closest",
+        showlegend=True,
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0},
         xaxis={"title": {"text": x_title}, "automargin": True},
         yaxis={"title": {"text": y_title}, "automargin": True},

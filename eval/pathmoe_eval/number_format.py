@@ -14,8 +14,7 @@ def bits(value: float | None) -> str:
     """Bits with two decimals; below a tenth with four, so that small information is seen."""
     if value is None:
         return UNDEFINED
-    text = f"{value:.4f}" if abs(value) < 0.1 else f"{value:.2f}"
-    return text if float(text) else text.lstrip("-")
+    return f"{value:z.4f}" if abs(value) < 0.1 else f"{value:z.2f}"
 
 
 def percent(value: float | None) -> str:

@@ -32,7 +32,12 @@
         diverging: [[0, "#b3561b"], [0.5, "#f4f4f2"], [1, "#1f5f9f"]] };
 
   const draw = () => Promise.all(figures.map((figure, number) => {
-    const layout = { ...figure.layout, template: template(), autosize: true };
+    const look = template();
+    const layout = { ...figure.layout, template: look, autosize: true };
+    if (layout.meta && layout.meta.series) {
+      const series = look.layout.colorway;
+      layout.colorway = layout.meta.series.map((place) => series[place % series.length]);
+    }
     if (layout.coloraxis) {
       const scale = scales()[layout.meta.scale];
       const place = layout.meta.middle;

@@ -30,10 +30,10 @@ def perturbation_figure(sections: Mapping[str, Section]) -> go.Figure:
     for model, section in sections.items():
         _add_model(figure, escape(model), [one for one in section["perturbed"] if one["rise_percent"] is not None])
     figure.add_vline(x=1, line=CHANCE)
-    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_xaxes(type="log", **_ticks(max((x for points in figure.data for x in points.x), default=1.0)))
     # An axis of names begins at the bottom.
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1])
-    figure.update_layout(showlegend=len(sections) > 1, scattermode="group")
+    figure.update_layout(showlegend=any(sections), scattermode="group")
     return figure
 
 
@@ -55,6 +55,12 @@ def _add_model(figure: go.Figure, model: str, perturbed: Sequence[Section]) -> N
         customdata=[one["perplexity"] for one in perturbed],
         hovertemplate="%{y}: perplexity %{customdata:,.4g}, %{x:.4g} times the free model's",
     )
+
+
+def _ticks(highest: float) -> dict[str, list[Any]]:
+    """Written out in full, since plotly shortens 20 and 50 to 2 and 5; powers of ten alone where there are many."""
+    values = [multiple * 10**power for power in range(100) for multiple in ((1, 2, 5) if highest < 1000 else (1,))]
+    return {"tickvals": [0.5, *values], "ticktext": [f"{value:,g}" for value in (0.5, *values)]}
 
 
 def _factor(rise_percent: float) -> float:

@@ -94,4 +94,4 @@ def perturbation_chapter(section: Section) -> Chapter:
 
 
 def _signed(rise_percent: float | None) -> str:
-    return UNDEFINED if rise_percent is None else f"{rise_percent:+,.1f}%"
+    return UNDEFINED if rise_percent is None else f"{rise_percent:+z,.1f}%"

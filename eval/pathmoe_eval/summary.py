@@ -202,7 +202,7 @@ def _rise(perturbed: Section) -> str:
     rise, ends = perturbed["rise_percent"], perturbed["rise_percent_interval"]
     if rise is None:
         return "beyond all bounds"
-    return f"{rise:+,.1f}%" + ("" if ends is None else f" ({ends[0]:+,.1f}% to {ends[1]:+,.1f}%)")
+    return f"{rise:+z,.1f}%" + ("" if ends is None else f" ({ends[0]:+z,.1f}% to {ends[1]:+z,.1f}%)")
 
 
 def mean(values: Sequence[float]) -> float:

@@ -101,6 +101,14 @@ def test_curves_lie_over_one_another(folders: list[Path]) -> None:
     assert [trace["name"] for trace in perturbation["data"]] == ["one", "two"]
 
 
+def test_a_report_has_one_colour_in_all_figures(folders: list[Path]) -> None:
+    reports = read_reports(folders)
+    del reports["one"]["sections"]["perturbation"]
+    *others, perturbation = figures(compare(reports, COMMAND).page)
+    assert [figure["layout"]["meta"]["series"] for figure in others] == [[0, 1]] * 3
+    assert perturbation["layout"]["meta"]["series"] == [1]
+
+
 def test_reports_of_perplexity_alone_compare_too(folders: list[Path]) -> None:
     reports = read_reports(folders)
     for report in reports.values():

@@ -28,6 +28,9 @@ def test_the_permutations_stand_side_by_side_on_a_logarithmic_axis(section: dict
         "logit noise 0.5",
     )
     assert layout.xaxis.type == "log"
+    assert list(zip(layout.xaxis.tickvals, layout.xaxis.ticktext, strict=True))[:7] == [
+        (0.5, "0.5"), (1, "1"), (2, "2"), (5, "5"), (10, "10"), (20, "20"), (50, "50"),
+    ]  # fmt: skip
     assert [shape.x0 for shape in layout.shapes] == [1]
 
 
@@ -49,3 +52,12 @@ def test_models_have_a_colour_each(section: dict) -> None:
     figure = perturbation_figure({"a": section, "<b>": section})
     assert [points.name for points in figure.data] == ["a", "&lt;b&gt;"]
     assert figure.layout.showlegend
+    assert perturbation_figure({"a": section}).layout.showlegend
+    assert not perturbation_figure({"": section}).layout.showlegend
+
+
+def test_over_many_decades_the_ticks_are_powers_of_ten(section: dict) -> None:
+    one = section["perturbed"][0] | {"rise_percent": 1e8, "rise_percent_interval": None}
+    axis = perturbation_figure({"": section | {"perturbed": [one]}}).layout.xaxis
+    assert axis.tickvals[:4] == (0.5, 1, 10, 100)
+    assert axis.ticktext[:4] == ("0.5", "1", "10", "100")
