@@ -114,11 +114,11 @@ def test_each_package_imports_only_the_layers_below() -> None:
     "source",
     [
         "import pathmoe_eval",
-        "import pathmoe_eval.paths as p",
-        "from pathmoe_eval.paths import path_entropy",
+        "import pathmoe_eval.paths.paths as p",
+        "from pathmoe_eval.paths.paths import path_entropy",
         "def f():\n    from pathmoe_eval import paths",
         "if TYPE_CHECKING:\n    import pathmoe_eval",
-        "import_module('pathmoe_eval.paths')",
+        "import_module('pathmoe_eval.paths.paths')",
         "CLASS_PATH = 'pathmoe_eval.hooks.PathEntropy'",
     ],
 )
@@ -127,7 +127,7 @@ def test_every_way_to_reach_a_layer_is_seen(source: str) -> None:
 
 
 def test_mentions_are_not_imports() -> None:
-    assert imported_packages('"""pathmoe_eval.paths reads these."""\nx = "pathmoe_eval"\nimport numpy') == set()
+    assert imported_packages('"""pathmoe_eval.paths.paths reads these."""\nx = "pathmoe_eval"\nimport numpy') == set()
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.routing_chunk import RoutingChunk
-from pathmoe_eval.trace_header import TraceHeader
-from pathmoe_eval.trace_writer import TraceWriter
+from pathmoe_eval.traces.routing_chunk import RoutingChunk
+from pathmoe_eval.traces.trace_header import TraceHeader
+from pathmoe_eval.traces.trace_writer import TraceWriter
 
 CHUNK_TOKENS = 1 << 16
 NUM_FREQUENT_PATHS = 100_000

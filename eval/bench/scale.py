@@ -25,7 +25,7 @@ from pathmoe.bench.tiny import tiny_run
 from pathmoe.training.config_files import config_folder
 from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe.training.provenance import provenance
-from pathmoe_eval.recorder import RoutingRecorder
+from pathmoe_eval.traces.recorder import RoutingRecorder
 
 NUM_TOKENS = [1_000_000, 3_000_000, 7_180_000]
 MAX_SECONDS = 60

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from pathmoe_eval.concentration import concentration
-from pathmoe_eval.consistency import ConsistencyCounts
 from pathmoe_eval.layer_blocks import layer_blocks
-from pathmoe_eval.path_blocks import BlockCounts
-from pathmoe_eval.path_sketch import PathSketch
-from pathmoe_eval.paths import PathCounts
-from pathmoe_eval.trace import RoutingTrace, open_trace
+from pathmoe_eval.layers.consistency import ConsistencyCounts
+from pathmoe_eval.paths.concentration import concentration
+from pathmoe_eval.paths.path_blocks import BlockCounts
+from pathmoe_eval.paths.path_sketch import PathSketch
+from pathmoe_eval.paths.paths import PathCounts
+from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 
 MAX_CORES = 2
 

@@ -11,23 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pathmoe_eval.coactivation import CoactivationCounts
-from pathmoe_eval.concentration import concentration
-from pathmoe_eval.consistency import ConsistencyCounts
-from pathmoe_eval.domain_specialisation import DomainCounts
+from pathmoe_eval.classes.path_tokens import PathTokenCounts
+from pathmoe_eval.classes.separation import SeparationCounts
+from pathmoe_eval.classes.token_classes import ClassNames, Tagger
+from pathmoe_eval.classes.trace_classes import trace_classes
+from pathmoe_eval.experts.coactivation import CoactivationCounts
+from pathmoe_eval.experts.domain_specialisation import DomainCounts
+from pathmoe_eval.experts.load import LoadCounts
+from pathmoe_eval.experts.router_scores import RouterScoreSums
+from pathmoe_eval.experts.token_ids import NO_ID, next_token_ids, shuffle_ids
+from pathmoe_eval.experts.vocabulary_specialisation import VocabularyCounts
 from pathmoe_eval.layer_blocks import fixed_blocks, layer_blocks
-from pathmoe_eval.load import LoadCounts
-from pathmoe_eval.path_blocks import BlockCounts
-from pathmoe_eval.path_tokens import PathTokenCounts
-from pathmoe_eval.paths import PathCounts
-from pathmoe_eval.router_scores import RouterScoreSums
-from pathmoe_eval.routing_chunk import RoutingChunk
-from pathmoe_eval.separation import SeparationCounts
-from pathmoe_eval.token_classes import ClassNames, Tagger
-from pathmoe_eval.token_ids import NO_ID, next_token_ids, shuffle_ids
-from pathmoe_eval.trace import RoutingTrace
-from pathmoe_eval.trace_classes import trace_classes
-from pathmoe_eval.vocabulary_specialisation import VocabularyCounts
+from pathmoe_eval.layers.consistency import ConsistencyCounts
+from pathmoe_eval.paths.concentration import concentration
+from pathmoe_eval.paths.path_blocks import BlockCounts
+from pathmoe_eval.paths.paths import PathCounts
+from pathmoe_eval.traces.routing_chunk import RoutingChunk
+from pathmoe_eval.traces.trace import RoutingTrace
 
 _LAYERS_OF_A_BLOCK = 4  # where no layers share a router: as many as in PathB4, so that the two compare
 _FREQUENT_PATHS = 20

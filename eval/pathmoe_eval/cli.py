@@ -14,9 +14,9 @@ from transformers.utils.logging import disable_progress_bar
 from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe_eval.analysis import Options
 from pathmoe_eval.commands import ModelOptions, paths_command, perplexity_command, perturb_command, record_command
-from pathmoe_eval.compare import compare_command
-from pathmoe_eval.evaluated_data import EvaluatedData
-from pathmoe_eval.perturbing import Perturbations
+from pathmoe_eval.evaluation.evaluated_data import EvaluatedData
+from pathmoe_eval.perturbations.perturbing import Perturbations
+from pathmoe_eval.reports.compare import compare_command
 
 # The docstrings of fields are the help of their options.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -14,10 +14,10 @@ from pathmoe.training.export import check_export_folder, export_model
 from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
 from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
 from pathmoe.training.validation_figures import table, validation_rows
-from pathmoe_eval.agreement import AdjacentCounts
-from pathmoe_eval.paths import PathCounts
+from pathmoe_eval.evaluation.sample import sample_text
+from pathmoe_eval.layers.agreement import AdjacentCounts
+from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.ranks import merged_over_ranks
-from pathmoe_eval.sample import sample_text
 
 SUMMARY_FILE = "summary.json"
 EXPORT_FOLDER = "export"

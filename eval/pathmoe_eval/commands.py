@@ -13,18 +13,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pathmoe.data.sources import PYTHON_STDLIB
 from pathmoe.training.provenance import provenance
 from pathmoe_eval.analysis import Options, analyse
-from pathmoe_eval.evaluated_data import EvaluatedData, EvaluatedDocument, read_evaluated
-from pathmoe_eval.evaluated_model import DType, EvaluatedModel, open_model
-from pathmoe_eval.perplexity import perplexity as perplexity_of_scores
-from pathmoe_eval.perturbing import Perturbations, measure_robustness
-from pathmoe_eval.recording import record as record_trace
-from pathmoe_eval.report import PAGE_FILE, REPORT_FILE, refuse_another_report, write_report
-from pathmoe_eval.saturation import trace_saturation
-from pathmoe_eval.scoring import TokenScores, join_scores, scored_batches
+from pathmoe_eval.classes.token_classes import load_tagger
+from pathmoe_eval.evaluation.evaluated_data import EvaluatedData, EvaluatedDocument, read_evaluated
+from pathmoe_eval.evaluation.evaluated_model import DType, EvaluatedModel, open_model
+from pathmoe_eval.evaluation.perplexity import perplexity as perplexity_of_scores
+from pathmoe_eval.evaluation.recording import record as record_trace
+from pathmoe_eval.evaluation.scoring import TokenScores, join_scores, scored_batches
+from pathmoe_eval.evaluation.windows import score_windows
+from pathmoe_eval.experts.saturation import trace_saturation
+from pathmoe_eval.perturbations.perturbing import Perturbations, measure_robustness
+from pathmoe_eval.reports.report import PAGE_FILE, REPORT_FILE, refuse_another_report, write_report
 from pathmoe_eval.terminal_tables import perplexity_lines, robustness_lines
-from pathmoe_eval.token_classes import load_tagger
-from pathmoe_eval.trace import RoutingTrace, open_trace
-from pathmoe_eval.windows import score_windows
+from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 
 TRACE_FOLDER = "trace"
 _LONGEST_WINDOW = 4096

@@ -17,8 +17,8 @@ from pathmoe.config import PathMoEConfig
 from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe.training.open_run import open_run, run_name
 from pathmoe.training.run_folder import write_text_atomically
-from pathmoe_eval.agreement import adjacent_agreement
-from pathmoe_eval.paths import path_entropy
+from pathmoe_eval.layers.agreement import adjacent_agreement
+from pathmoe_eval.paths.paths import path_entropy
 
 _WIDTH, _TOP, _ROW, _MARGIN = 560, 64, 15, 34
 _LEAST_SHARE = 0.002

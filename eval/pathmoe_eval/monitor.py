@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule
 from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.routing import Routing
-from pathmoe_eval.agreement import AdjacentCounts
-from pathmoe_eval.load import balance_figures
-from pathmoe_eval.paths import PathCounts
+from pathmoe_eval.experts.load import balance_figures
+from pathmoe_eval.layers.agreement import AdjacentCounts
+from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.ranks import merged_over_ranks
 
 

@@ -1,7 +1,7 @@
 """Results as tables for a terminal of 80 columns."""
 
-from pathmoe_eval.perplexity import PerplexityResult
-from pathmoe_eval.robustness import Robustness
+from pathmoe_eval.evaluation.perplexity import PerplexityResult
+from pathmoe_eval.perturbations.robustness import Robustness
 
 
 def perplexity_lines(result: PerplexityResult) -> list[str]:

@@ -125,13 +125,13 @@ def _report(
     seed: int = 0,
 ) -> dict[str, Any]:
     from pathmoe_eval.analysis import Options, analyse
-    from pathmoe_eval.robustness import PER_BLOCK, PER_LAYER, PerturbedSums, robustness
-    from pathmoe_eval.routing_chunk import RoutingChunk
-    from pathmoe_eval.saturation import SaturationCounts
-    from pathmoe_eval.text_classes import text_classes
-    from pathmoe_eval.trace import open_trace
-    from pathmoe_eval.trace_header import TraceHeader
-    from pathmoe_eval.trace_writer import TraceWriter
+    from pathmoe_eval.classes.text_classes import text_classes
+    from pathmoe_eval.experts.saturation import SaturationCounts
+    from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER, PerturbedSums, robustness
+    from pathmoe_eval.traces.routing_chunk import RoutingChunk
+    from pathmoe_eval.traces.trace import open_trace
+    from pathmoe_eval.traces.trace_header import TraceHeader
+    from pathmoe_eval.traces.trace_writer import TraceWriter
 
     rng = np.random.default_rng(seed)
     num_layers = len(router_of_layer)
@@ -181,9 +181,9 @@ def _report(
 
 
 def _perplexity(rng: np.random.Generator, bounds: NDArray[np.int64]) -> Any:
-    from pathmoe_eval.evaluated_data import EvaluatedDocument
-    from pathmoe_eval.perplexity import perplexity
-    from pathmoe_eval.scoring import TokenScores
+    from pathmoe_eval.evaluation.evaluated_data import EvaluatedDocument
+    from pathmoe_eval.evaluation.perplexity import perplexity
+    from pathmoe_eval.evaluation.scoring import TokenScores
 
     lengths_M = np.diff(bounds)
     documents = [

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from pathmoe.data import train_bpe
 from pathmoe_eval.analysis import Options, analyse
-from pathmoe_eval.coactivation import CoactivationCounts
-from pathmoe_eval.concentration import concentration
-from pathmoe_eval.consistency import ConsistencyCounts
-from pathmoe_eval.domain_specialisation import DomainCounts
-from pathmoe_eval.load import LoadCounts
-from pathmoe_eval.paths import PathCounts
-from pathmoe_eval.router_scores import RouterScoreSums
-from pathmoe_eval.routing_chunk import RoutingChunk
-from pathmoe_eval.text_classes import text_classes
-from pathmoe_eval.trace import RoutingTrace, open_trace
-from pathmoe_eval.trace_header import TraceHeader
-from pathmoe_eval.trace_writer import TraceWriter
+from pathmoe_eval.classes.text_classes import text_classes
+from pathmoe_eval.experts.coactivation import CoactivationCounts
+from pathmoe_eval.experts.domain_specialisation import DomainCounts
+from pathmoe_eval.experts.load import LoadCounts
+from pathmoe_eval.experts.router_scores import RouterScoreSums
+from pathmoe_eval.layers.consistency import ConsistencyCounts
+from pathmoe_eval.paths.concentration import concentration
+from pathmoe_eval.paths.paths import PathCounts
+from pathmoe_eval.traces.routing_chunk import RoutingChunk
+from pathmoe_eval.traces.trace import RoutingTrace, open_trace
+from pathmoe_eval.traces.trace_header import TraceHeader
+from pathmoe_eval.traces.trace_writer import TraceWriter
 
 BPE = train_bpe(["a few words to learn from, 12 of them or more"], 290)
 LENGTHS = [50, 1, 30, 19]

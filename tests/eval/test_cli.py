@@ -18,8 +18,8 @@ from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import train_bpe
 from pathmoe.training.export import export_model
 from pathmoe_eval.cli import main
-from pathmoe_eval.paths import path_entropy
-from pathmoe_eval.trace import open_trace
+from pathmoe_eval.paths.paths import path_entropy
+from pathmoe_eval.traces.trace import open_trace
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "initializer_range": 0.4,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from generate_trace import TraceShape, generated_chunks, write_generated
 
-from pathmoe_eval.agreement import AdjacentCounts
-from pathmoe_eval.paths import PathCounts
-from pathmoe_eval.trace import open_trace
+from pathmoe_eval.layers.agreement import AdjacentCounts
+from pathmoe_eval.paths.paths import PathCounts
+from pathmoe_eval.traces.trace import open_trace
 
 SCRIPT = Path(generate_trace.__file__)
 

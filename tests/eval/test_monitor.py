@@ -23,9 +23,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
-from pathmoe_eval.load import LoadCounts
+from pathmoe_eval.experts.load import LoadCounts
+from pathmoe_eval.experts.router_scores import RouterScoreSums
 from pathmoe_eval.monitor import monitor, router_entropy_bits
-from pathmoe_eval.router_scores import RouterScoreSums
 
 SHAPE = {
     "vocab_size": 50,

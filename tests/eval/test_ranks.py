@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pathmoe_eval.agreement import AdjacentCounts
-from pathmoe_eval.paths import PathCounts
+from pathmoe_eval.layers.agreement import AdjacentCounts
+from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.ranks import merged_over_ranks
 
 PATH_IDS = np.random.default_rng(0).integers(0, 3, (100, 4))

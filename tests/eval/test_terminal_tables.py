@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pathmoe_eval.perplexity import DomainPerplexity, PerplexityResult, PerplexityWithInterval
-from pathmoe_eval.robustness import PerturbedPerplexity, Robustness
+from pathmoe_eval.evaluation.perplexity import DomainPerplexity, PerplexityResult, PerplexityWithInterval
+from pathmoe_eval.perturbations.robustness import PerturbedPerplexity, Robustness
 from pathmoe_eval.terminal_tables import perplexity_lines, robustness_lines
 
 FIGURES: dict[str, Any] = {"num_documents": 3, "num_tokens": 123_456_789, "num_bytes": 1e9, "nats": 5e8}

@@ -13,9 +13,9 @@ import pytest
 import trace_passes
 from generate_trace import TraceShape, generated_chunks, write_generated
 
-from pathmoe_eval.agreement import adjacent_agreement
-from pathmoe_eval.paths import path_entropy
-from pathmoe_eval.trace import open_trace
+from pathmoe_eval.layers.agreement import adjacent_agreement
+from pathmoe_eval.paths.paths import path_entropy
+from pathmoe_eval.traces.trace import open_trace
 
 SHAPE = TraceShape(num_tokens=3000, num_layers=6, num_experts=5, num_experts_per_tok=2)
 NUM_READ = 2500

@@ -1,0 +1,1 @@
+"""Models and data opened for evaluation, documents scored and recorded, perplexity."""

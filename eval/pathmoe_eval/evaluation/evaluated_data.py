@@ -1,0 +1,238 @@
+"""The text that a model is evaluated on: built-in sources, files and hub data sets, tokenised as the model knows it."""
+
+# Shapes: N tokens of a document, V vocabulary.
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathmoe.data import Source, TokenDataModule, encode
+from pathmoe.data.local_files import find_files, read_file, read_records, text_of
+from pathmoe.data.sources import C_FUNCTIONS, PYTHON_STDLIB, load_rows
+from pathmoe.data.tokenizer import token_byte_lengths
+from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel
+
+_HUB_SPLIT = "validation"
+_CHARACTERS_PER_BATCH = 200_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedData:
+    """What to evaluate on; the fields are options of the same names, `data` that of --data."""
+
+    data: str | list[str] = PYTHON_STDLIB
+    """python-stdlib or c-functions, of which only the held-out part is read; a .txt, .jsonl, .json or .parquet file, a
+    folder, a glob or a list of these; or the name of a hub data set, read as it is streamed. All else is read whole."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str | None = None
+    """Split of a hub data set; None is validation."""
+    text_key: str = "text"
+    """Key or column that holds the text of a record."""
+    domain_key: str | None = None
+    """Key or column that holds the domain of a record; without it, a document's domain is its file, or the source."""
+    max_documents: int | None = None
+    """Documents to read at most, from the beginning."""
+    max_tokens: int | None = None
+    """Tokens to read at most, bos and eos included; the last document is cut to make the number exact."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits below 1, and a key of records where there are none."""
+        for option, value in (("max_documents", self.max_documents), ("max_tokens", self.max_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{option} ({value}) must be at least 1; raise it or leave it out")
+        if self.domain_key is not None and self.data in (PYTHON_STDLIB, C_FUNCTIONS):
+            raise ValueError(
+                f"--domain_key ({self.domain_key}) must not be set with --data {self.data}, which has no records; "
+                "leave it out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluatedDocument:
+    """A document as a model gets it."""
+
+    name: str
+    """Its file or source, and its number there."""
+    domain: str
+    text: str
+    """The whole text, also where `max_tokens` has cut its tokens."""
+    token_ids: NDArray[np.int64]
+    """[N], with the special tokens that the model expects around a document."""
+    token_bytes: NDArray[np.float64]
+    """[N] UTF-8 bytes of the text that each token stands for, 0 for special ones. Exact for byte-level tokenizers that
+    do not normalise; for others the bytes of the text are shared out in proportion to the tokens' own lengths."""
+
+
+class _Text(NamedTuple):
+    name: str
+    domain: str
+    text: str
+
+
+def read_evaluated(data: EvaluatedData, model: EvaluatedModel) -> Iterator[EvaluatedDocument]:
+    """Documents of the data, in its order, tokenised; those without text are left out.
+
+    Built-in sources give the documents that the model's run held out, or those that a run with default settings would
+    have where its run was on other data. Models of this program get documents between bos and eos, as in training;
+    others what their tokenizer puts around a text. Text that spells a special token stays text.
+
+    Raises:
+        ValueError: data that is empty or cannot be read, or a token id that the model has no embedding for.
+    """
+    num_documents = num_tokens = 0
+    token_bytes_V = token_byte_lengths(model.tokenizer)
+    with _as_options():
+        for batch in _batches(islice(_texts(data, model), data.max_documents)):
+            for text, ids in zip(batch, _encode(model, [text.text for text in batch]), strict=True):
+                document = _document(text, np.array(ids, dtype=np.int64), token_bytes_V)
+                _check_vocabulary(document, model)
+                if data.max_tokens is not None:
+                    document = _first_tokens(document, data.max_tokens - num_tokens)
+                num_documents, num_tokens = num_documents + 1, num_tokens + len(document.token_ids)
+                yield document
+                if num_tokens == data.max_tokens:
+                    return
+    if not num_documents:
+        raise ValueError(f"--data ({data.data}) must hold text, but holds none; give other data")
+
+
+def _first_tokens(document: EvaluatedDocument, number: int) -> EvaluatedDocument:
+    return replace(document, token_ids=document.token_ids[:number], token_bytes=document.token_bytes[:number])
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Have errors about data name the options that it was given by here."""
+    try:
+        yield
+    except ValueError as error:
+        message = re.sub(r"\bdata\.source\b", "--data", str(error))
+        raise ValueError(re.sub(r"\bdata\.(text_key|subset|split)\b", r"--\1", message)) from error
+
+
+# --- texts ---
+
+
+def _texts(data: EvaluatedData, model: EvaluatedModel) -> Iterator[_Text]:
+    if isinstance(data.data, str) and data.data in (PYTHON_STDLIB, C_FUNCTIONS):
+        return _held_out(data.data, model.run_data)
+    source = Source(source=data.data, text_key=data.text_key)
+    if source.has_splits:
+        source = replace(source, subset=data.subset, split=data.split or _HUB_SPLIT)
+        return _hub_texts(source, data.domain_key)
+    # A source that has neither refuses them.
+    replace(source, subset=data.subset, split=data.split or source.split)
+    return _file_texts(find_files(data.data), data.text_key, data.domain_key)
+
+
+def _held_out(source: str, run_data: dict[str, Any] | None) -> Iterator[_Text]:
+    is_of_run = run_data is not None and run_data["source"] == source
+    module = TokenDataModule(**run_data) if run_data is not None and is_of_run else TokenDataModule(source=source)
+    for number, document in enumerate(module.held_out_documents(), start=1):
+        yield _Text(f"{source}, {document.group or 'document'} {number}", source, document.text)
+
+
+def _hub_texts(source: Source, domain_key: str | None) -> Iterator[_Text]:
+    name = str(source.source)
+    for number, row in enumerate(load_rows(source, streaming=True)):
+        where = f"{name}, {source.split} row {number}"
+        if text := text_of(row, source.text_key, where):
+            yield _Text(where, _domain(row, domain_key, where) or name, text)
+
+
+def _file_texts(files: list[Path], text_key: str, domain_key: str | None) -> Iterator[_Text]:
+    folder = os.path.commonpath([file.resolve().parent for file in files])
+    for file in files:
+        domain = os.path.relpath(file.resolve(), folder)
+        if file.suffix == ".txt":
+            if domain_key is not None:
+                raise ValueError(
+                    f"--domain_key ({domain_key}) must be a key of records, but {file} has none; leave it out"
+                )
+            yield from (_Text(domain, domain, document.text) for document in read_file(file, text_key))
+            continue
+        keys = [text_key] if domain_key is None else [text_key, domain_key]
+        for number, row in enumerate(read_records(file, keys), start=1):
+            if text := text_of(row, text_key, f"{file}, record {number}"):
+                yield _Text(
+                    f"{domain}, record {number}",
+                    _domain(row, domain_key, f"{file}, record {number}") or domain,
+                    text,
+                )
+
+
+def _domain(row: dict[str, Any], domain_key: str | None, where: str) -> str | None:
+    if domain_key is None:
+        return None
+    if domain_key not in row:
+        raise ValueError(
+            f"--domain_key ({domain_key}) must be one of the keys of {where} ({', '.join(row)}); change it"
+        )
+    value = row[domain_key]
+    if not isinstance(value, str | int) or value == "":
+        raise ValueError(
+            f"--domain_key ({domain_key}) must name text or whole numbers, but {where} holds {value!r:.40}; change it"
+        )
+    return str(value)
+
+
+# --- tokens ---
+
+
+def _batches(texts: Iterator[_Text]) -> Iterator[list[_Text]]:
+    """Texts in lists long enough to keep the tokenizer's threads busy."""
+    batch: list[_Text] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text.text)
+        if size > _CHARACTERS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(model: EvaluatedModel, texts: list[str]) -> list[list[int]]:
+    tokenizer = model.tokenizer
+    if model.ends_documents:
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return [[*bos, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
+    encoded: Any = tokenizer(texts, split_special_tokens=True, return_attention_mask=False, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _document(text: _Text, token_ids_N: NDArray[np.int64], token_bytes_V: NDArray[np.int64]) -> EvaluatedDocument:
+    num_bytes = len(text.text.encode())
+    own_bytes_N = token_bytes_V[token_ids_N].astype(np.float64)
+    own_bytes = int(own_bytes_N.sum())
+    # Unknown tokens stand for text, too, but nobody knows for how much.
+    scale = num_bytes / own_bytes if own_bytes else 0.0
+    return EvaluatedDocument(
+        name=text.name,
+        domain=text.domain,
+        text=text.text,
+        token_ids=token_ids_N,
+        token_bytes=own_bytes_N * scale,
+    )
+
+
+def _check_vocabulary(document: EvaluatedDocument, model: EvaluatedModel) -> None:
+    highest = int(document.token_ids.max(initial=0))
+    if highest >= model.vocab_size:
+        raise ValueError(
+            f"--model ({model.name}) has a tokenizer that gives {document.name} the token id {highest}, which must be "
+            f"below the model's vocabulary ({model.vocab_size}); put the tokenizer beside it that it was trained with"
+        )

@@ -1,0 +1,1 @@
+"""What experts and routers do: load, scores, co-activation, saturation, specialisation."""

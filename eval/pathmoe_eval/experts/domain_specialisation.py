@@ -1,0 +1,227 @@
+"""Which experts the documents of a domain use: domain specialisation (OLMoE, arXiv 2409.02060, Eq. 7)."""
+
+# Shapes: N tokens, S documents, D domains, L MoE layers, E experts, K experts per token, P permutations.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathmoe_eval.id_range import check_id_range
+from pathmoe_eval.layers.agreement import mutual_information_bits
+from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
+
+_PERMUTATIONS = 200
+_NULL_SEED = 0
+_NULL_INTERVAL = (0.025, 0.975)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainShares:
+    """The experts of one domain; tuples have one entry per layer and in it one per expert."""
+
+    domain: str
+    """Its name."""
+    num_documents: int
+    """Its documents with tokens."""
+    num_tokens: int
+    """Its tokens."""
+    share: tuple[tuple[float, ...], ...]
+    """Eq. 7: share of the domain's tokens for which the expert is in the top-k. OLMoE's notebook divides by picks, not
+    by tokens, so what it plots is smaller by a factor of k."""
+    share_null_low: tuple[tuple[float, ...], ...]
+    """Lower end of the middle 95% of what the share is when documents get the domain of a random other one."""
+    share_null_high: tuple[tuple[float, ...], ...]
+    """Upper end of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainSpecialisation:
+    """Domain specialisation; tuples have one entry per layer.
+
+    The nulls permute the domains of whole documents: tokens of a document are no independent draws, so permuting
+    tokens would call every difference between documents one between domains.
+    """
+
+    num_tokens: int
+    """Tokens that were counted."""
+    num_documents: int
+    """Documents with tokens."""
+    chance: float
+    """num_experts_per_tok / num_experts: every share if the domain did not matter and the load was equal."""
+    domains: tuple[DomainShares, ...]
+    """Each domain's shares, in the order of the names."""
+    information_bits: tuple[float, ...]
+    """Mutual information, in bits per pick, of a pick's domain and its expert (plug-in)."""
+    information_bits_null: tuple[float, ...]
+    """Its mean over the permutations."""
+    information_p_value: tuple[float, ...]
+    """Share of the permutations, and of the true domains among them, with at least this information."""
+    outside_null: tuple[float, ...]
+    """Share of the pairs of domain and expert whose share lies outside its 95% by chance; about 0.05 by chance."""
+    mean_information_bits: float
+    """Mean of `information_bits` over layers."""
+    mean_information_bits_null: float
+    """Mean of `information_bits_null` over layers."""
+
+
+class DomainCounts:
+    """Picks of every expert by every document, in 4 * layers * documents * experts bytes; integers, in any order."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_experts: int,
+        num_experts_per_tok: int,
+        domains: Sequence[str],
+        domain_of_document_S: NDArray[np.integer],
+    ) -> None:
+        """Count for a model of this shape and known documents.
+
+        Args:
+            num_layers: as for `RoutingShape`.
+            num_experts: as for `RoutingShape`.
+            num_experts_per_tok: as for `RoutingShape`.
+            domains: names of the domains.
+            domain_of_document_S: integers [documents], the index in `domains` of each document.
+
+        Raises:
+            ValueError: as in `RoutingShape`, or a domain that is no index of `domains`.
+        """
+        self.shape = RoutingShape(
+            num_layers=num_layers, num_experts=num_experts, num_experts_per_tok=num_experts_per_tok
+        )
+        self.domains = tuple(domains)
+        self._domain_of_document_S = _check_indices(
+            "domain_of_document",
+            np.asarray(domain_of_document_S),
+            len(self.domains),
+            "pass an index of domains for each",
+        )
+        num_documents = len(self._domain_of_document_S)
+        self._tokens_S = np.zeros(num_documents, dtype=np.int64)
+        self._picks_LSE = np.zeros((num_layers, num_documents, num_experts), dtype=np.int32)
+
+    def update(self, expert_ids_NLK: NDArray[np.integer], document_of_token_N: NDArray[np.integer]) -> None:
+        """Add a chunk, which may begin and end inside documents.
+
+        Args:
+            expert_ids_NLK: as in `RoutingShape.check`.
+            document_of_token_N: integers [tokens], the document of each, an index of `domain_of_document_S`.
+
+        Raises:
+            ValueError: as in `RoutingShape.check`, or documents of another shape or out of range.
+        """
+        expert_ids_NLK = self.shape.check(expert_ids_NLK)
+        document_of_token_N = np.asarray(document_of_token_N)
+        if document_of_token_N.shape != expert_ids_NLK.shape[:1]:
+            raise ValueError(
+                f"document_of_token ({list(document_of_token_N.shape)}) must be [{len(expert_ids_NLK)}]; "
+                "pass one document per row of expert_ids"
+            )
+        num_documents = len(self._tokens_S)
+        documents_N = _check_indices(
+            "document_of_token", document_of_token_N, num_documents, "pass every document's domain at the start"
+        )
+        self._tokens_S += np.bincount(documents_N, minlength=num_documents)
+        for layer, picks_SE in enumerate(self._picks_LSE):
+            cells_NK = documents_N[:, None] * self.shape.num_experts + expert_ids_NLK[:, layer].astype(np.int64)
+            np.add.at(picks_SE.reshape(-1), cells_NK.reshape(-1), np.int32(1))
+
+    def merge(self, other: DomainCounts) -> None:
+        """Add everything that `other` has counted of the same documents; `other` keeps its counts.
+
+        Raises:
+            ValueError: the two are of different shapes, domains or documents.
+        """
+        self.shape.check_mergeable(other.shape)
+        if self.domains != other.domains or not np.array_equal(self._domain_of_document_S, other._domain_of_document_S):
+            raise ValueError(
+                f"other ({len(other._tokens_S)} documents of {', '.join(other.domains)}) must have the same documents "
+                f"({len(self._tokens_S)} of {', '.join(self.domains)}); give both parts all documents' domains"
+            )
+        self._tokens_S += other._tokens_S
+        self._picks_LSE += other._picks_LSE
+
+    def result(self) -> DomainSpecialisation:
+        """Domain specialisation over all tokens counted so far.
+
+        Raises:
+            ValueError: no token was counted, or none of a domain.
+        """
+        num_tokens = int(self._tokens_S.sum())
+        check_some_tokens(num_tokens)
+        # A document without tokens, permuted, would take a domain's place without filling it.
+        kept_S = self._tokens_S > 0
+        domain_S, tokens_S = self._domain_of_document_S[kept_S], self._tokens_S[kept_S]
+        documents_D = np.bincount(domain_S, minlength=len(self.domains))
+        if not documents_D.all():
+            missing = self.domains[int(np.argmin(documents_D))]
+            raise ValueError(f"domains ({missing}) must have at least 1 token each; leave it out or pass its documents")
+        rng = np.random.default_rng(_NULL_SEED)
+        domain_PS = np.stack([domain_S, *(rng.permutation(domain_S) for _ in range(_PERMUTATIONS))])
+        layers = [
+            _layer_figures(picks_SE[kept_S], tokens_S, domain_PS, len(self.domains)) for picks_SE in self._picks_LSE
+        ]
+        share_LDE, low_LDE, high_LDE = (np.stack([layer[index] for layer in layers]) for index in range(3))
+        information_LP = np.stack([layer[3] for layer in layers])
+        # a permutation that only swaps equals gives the same information, up to the rounding of its sum
+        reached_LP = information_LP >= information_LP[:, :1] - 1e-12
+        outside_LDE = (share_LDE < low_LDE) | (share_LDE > high_LDE)
+        null_L = information_LP[:, 1:].mean(axis=1)
+        return DomainSpecialisation(
+            num_tokens=num_tokens,
+            num_documents=len(tokens_S),
+            chance=self.shape.num_experts_per_tok / self.shape.num_experts,
+            domains=tuple(
+                DomainShares(
+                    domain=name,
+                    num_documents=int(documents_D[domain]),
+                    num_tokens=int(tokens_S[domain_S == domain].sum()),
+                    share=_nested(share_LDE[:, domain]),
+                    share_null_low=_nested(low_LDE[:, domain]),
+                    share_null_high=_nested(high_LDE[:, domain]),
+                )
+                for domain, name in enumerate(self.domains)
+            ),
+            information_bits=tuple(information_LP[:, 0].tolist()),
+            information_bits_null=tuple(null_L.tolist()),
+            information_p_value=tuple(reached_LP.mean(axis=1).tolist()),
+            outside_null=tuple(outside_LDE.mean(axis=(1, 2)).tolist()),
+            mean_information_bits=float(information_LP[:, 0].mean()),
+            mean_information_bits_null=float(null_L.mean()),
+        )
+
+
+def domain_picks(picks_SE: NDArray[np.float64], domain_S: NDArray[np.integer], num_domains: int) -> NDArray[np.float64]:
+    """Sums over each domain's documents, float64 [domains, experts], exact for counts below 2^53."""
+    of_domain_DS = (domain_S == np.arange(num_domains)[:, None]).astype(np.float64)
+    return of_domain_DS @ picks_SE
+
+
+def _layer_figures(
+    picks_SE: NDArray[np.integer], tokens_S: NDArray[np.int64], domain_PS: NDArray[np.integer], num_domains: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of the true domains (the first row of `domain_PS`), their null's ends, and every row's information."""
+    # tokens as one more column: they are summed over documents as picks are
+    counts_SE = np.column_stack([picks_SE, tokens_S]).astype(np.float64)
+    sums_PDE = np.stack([domain_picks(counts_SE, domain_S, num_domains) for domain_S in domain_PS])
+    share_PDE = sums_PDE[..., :-1] / sums_PDE[..., -1:]
+    low_DE, high_DE = np.quantile(share_PDE[1:], _NULL_INTERVAL, axis=0)
+    information_P = np.array([mutual_information_bits(sums_DE)[0] for sums_DE in sums_PDE[..., :-1].astype(np.int64)])
+    return share_PDE[0], low_DE, high_DE, information_P
+
+
+def _nested(values_LE: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values_LE.tolist())
+
+
+def _check_indices(name: str, indices: NDArray[np.integer], limit: int, advice: str) -> NDArray[np.int64]:
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(f"{name} ({indices.dtype} {list(indices.shape)}) must be integers in one dimension; {advice}")
+    check_id_range(indices, limit, name=name, advice=advice)
+    return indices.astype(np.int64)

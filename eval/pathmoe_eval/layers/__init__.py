@@ -1,0 +1,1 @@
+"""How consistently layers route a token: agreement, overlap, runs, information, best matchings."""

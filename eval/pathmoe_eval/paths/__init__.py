@@ -1,0 +1,1 @@
+"""How concentrated expert paths are: counts, entropy with its corrections, rarefaction, coverage, a sketch."""

@@ -1,0 +1,1 @@
+"""The same documents routed otherwise, and what that does to perplexity."""

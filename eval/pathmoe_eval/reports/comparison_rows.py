@@ -1,0 +1,121 @@
+"""Which figures of several reports stand side by side, and what a reader must know before comparing them.
+
+Entropy, effective paths and distinct paths grow with the tokens that were counted, so they stand at a number of tokens
+that all reports share: that of the reports where it is the same, else the highest of their rarefaction curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pathmoe_eval.reports.number_format import bits, count, percent
+from pathmoe_eval.reports.summary import SUMMARY_OF_SECTION, SummaryRow, rows_by_section
+
+Report = Mapping[str, Any]
+
+
+def comparison_rows(reports: Mapping[str, Report]) -> dict[str, list[SummaryRow | None]]:
+    """Figures by name, in the order of a report's summary, for each report; None where it lacks one.
+
+    Raises:
+        ValueError: entropies that no number of tokens makes comparable: see `shared_num_tokens`.
+    """
+    by_report = [rows_by_section(report["sections"]) for report in reports.values()]
+    concentrations = sections_of(reports, "concentration")
+    if concentrations:
+        shared = shared_num_tokens(concentrations)
+        for rows, report in zip(by_report, reports.values(), strict=True):
+            if "concentration" in rows:
+                rows["concentration"] = _concentration_rows(report["sections"]["concentration"], shared)
+    # Companions lead where they lead in one of the reports.
+    places = sorted(range(len(by_report)), key=lambda place: not _leads_with_companions(list(reports.values())[place]))
+    names = [
+        name
+        for section in SUMMARY_OF_SECTION
+        for name in dict.fromkeys(row.name for place in places for row in by_report[place].get(section, []))
+    ]
+    found = [{row.name: row for rows in of_report.values() for row in rows} for of_report in by_report]
+    return {name: [of_report.get(name) for of_report in found] for name in names}
+
+
+def _leads_with_companions(report: Report) -> bool:
+    consistency = report["sections"].get("consistency")
+    return consistency is not None and consistency["leads_with"] == "companions"
+
+
+def _concentration_rows(section: Mapping[str, Any], num_tokens: int) -> list[SummaryRow]:
+    entropy_bits, num_paths = _points(section)[num_tokens]
+    ceiling_bits = math.log2(num_tokens)
+    share = percent(entropy_bits / ceiling_bits if ceiling_bits else None)
+    values = {
+        "Path entropy H, bits": (bits(entropy_bits), f"{share} of the ceiling, {bits(ceiling_bits)}"),
+        "Effective paths, 2^H": (count(2**entropy_bits), f"at most {num_tokens:,}"),
+        "Distinct paths": (count(num_paths), f"at most {num_tokens:,}"),
+    }
+    return [
+        SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens)
+        for name, (value, beside) in values.items()
+    ]
+
+
+def comparison_notes(reports: Mapping[str, Report]) -> list[str]:
+    """What a reader must know before comparing the columns."""
+    notes = []
+    runs = {name: report["run"] for name, report in reports.items()}
+    if len({(run["data"], run["num_tokens"]) for run in runs.values()}) > 1:
+        read = "; ".join(f"{name}: {run['num_tokens']:,} tokens of {run['data']}" for name, run in runs.items())
+        notes.append(f"The reports are of different texts, and perplexity compares on one text only. {read}.")
+    concentrations = sections_of(reports, "concentration")
+    if len({section["whole"]["entropy"]["num_tokens"] for section in concentrations.values()}) > 1:
+        notes.append(
+            f"Paths were counted over different numbers of tokens; entropies and paths are those of random subsamples "
+            f"of {shared_num_tokens(concentrations):,} tokens, in expectation (rarefaction, exact)."
+        )
+    naming = [name for name, report in reports.items() if _leads_with_companions(report)]
+    if naming:
+        notes.append(
+            f"No two neighbouring layers share a router in {', '.join(naming)}: index figures (same index, Jaccard, "
+            "keeping an index) are a matter of naming there; compare information and matched agreement."
+        )
+    return notes
+
+
+def shared_num_tokens(concentrations: Mapping[str, Mapping[str, Any]]) -> int:
+    """The highest number of tokens at which all reports know their entropy.
+
+    It must be at least half of the tokens of the smallest report: a curve over the powers of two always has such a
+    point, and less would leave most of what was counted out (our choice).
+
+    Args:
+        concentrations: name of each report and its section `concentration`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tokens = {name: section["whole"]["entropy"]["num_tokens"] for name, section in concentrations.items()}
+    shared = set.intersection(*(set(_points(section)) for section in concentrations.values()))
+    smallest = min(tokens.values())
+    best = max(shared, default=0)
+    if 2 * best < smallest:
+        counts = ", ".join(f"{number} tokens of {name}" for name, number in tokens.items())
+        raise ValueError(
+            f"reports ({counts}) must share a number of tokens to compare entropies; evaluate all of them with "
+            f"--max_tokens {smallest}"
+        )
+    return best
+
+
+def _points(section: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
+    """Entropy in bits and distinct paths of whole paths, by numbers of tokens."""
+    whole = section["whole"]
+    curve, entropy = whole["rarefaction"], whole["entropy"]
+    of_curve = zip(curve["entropy_bits"], curve["num_paths"], strict=True)
+    points = dict(zip(curve["num_tokens"], of_curve, strict=True))
+    return points | {entropy["num_tokens"]: (entropy["entropy_bits"], entropy["num_paths"])}
+
+
+def sections_of(reports: Mapping[str, Report], section: str) -> dict[str, Any]:
+    """One section of the reports that have it."""
+    return {name: report["sections"][section] for name, report in reports.items() if section in report["sections"]}

@@ -1,0 +1,186 @@
+"""The report of an evaluation: `report.json` with every number, `index.html` to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pathmoe.training.run_folder import write_text_atomically
+from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
+from pathmoe_eval.reports.number_format import count
+from pathmoe_eval.reports.page import Cell, Chapter, Table, Words, page_html
+from pathmoe_eval.reports.path_chapters import concentration_chapter, flow_chapter, separation_chapter, tokens_chapter
+from pathmoe_eval.reports.score_chapters import perplexity_chapter, perturbation_chapter
+from pathmoe_eval.reports.specialisation_chapters import (
+    coactivation_chapter,
+    domains_chapter,
+    saturation_chapter,
+    vocabulary_chapter,
+)
+from pathmoe_eval.reports.summary import summary_rows
+
+FORMAT = 1
+REPORT_FILE = "report.json"
+PAGE_FILE = "index.html"
+
+# What else a command may have put into the folder before its report.
+_TRACE_FOLDER = "trace"
+
+_SAME_IN_ONE_REPORT = ("model", "data", "num_tokens")
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write `report.json` and `index.html`, each whole or not at all.
+
+    A report of the same run that lies there already keeps its other sections, and the page shows all of them; its
+    `run`, where it came from another command, is kept in `earlier_runs`.
+
+    Args:
+        folder: made if it is not there.
+        report: `run`, what was evaluated and how, of which command, model, data and num_tokens must be there; and
+            `sections` by name, each as `dataclasses.asdict` makes it, or a list or dict of such.
+
+    Raises:
+        ValueError: the folder holds something else, or a report of another model, data or number of tokens.
+    """
+    refuse_another_report(folder, report["run"])
+    path = folder / REPORT_FILE
+    merged = _merged(read_report(path), report) if path.exists() else {"format": FORMAT, **report}
+    text = json.dumps(merged, indent=1, allow_nan=False)
+    # What is read from the file is what the page shows: tuples are lists in both.
+    page = report_page(json.loads(text))
+    write_text_atomically(path, text + "\n")
+    write_text_atomically(folder / PAGE_FILE, page)
+
+
+def refuse_another_report(folder: Path, run: Mapping[str, Any]) -> None:
+    """Refuse to write the report of a run into a folder that is not its own; for before the work begins.
+
+    Args:
+        folder: where the report would be written; it need not exist.
+        run: as in a report; what it lacks is not compared.
+
+    Raises:
+        ValueError: the folder is a file or holds something else, or a report of another model, data or number of
+            tokens.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out ({folder}) must be a folder, but is a file; choose another")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    foreign = sorted(names - {REPORT_FILE, PAGE_FILE, _TRACE_FOLDER})
+    if foreign or (PAGE_FILE in names and REPORT_FILE not in names):
+        found = foreign[0] if foreign else PAGE_FILE
+        raise ValueError(f"--out ({folder}) must hold nothing but a report, but holds {found}; choose another folder")
+    if REPORT_FILE not in names:
+        return
+    theirs = read_report(folder / REPORT_FILE)["run"]
+    for key in _SAME_IN_ONE_REPORT:
+        if key in run and run[key] != theirs[key]:
+            raise ValueError(
+                f"--out ({folder}) must hold no other report, but holds one of {key} {theirs[key]}, not {run[key]}; "
+                "choose another folder"
+            )
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report as it was written.
+
+    Raises:
+        ValueError: no file is there, or one that is no report of this format.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no JSON"
+        raise ValueError(f"{path} ({reason}) must be the report.json of a report; give that file") from error
+    parts = [report.get(key) for key in ("run", "sections")] if isinstance(report, dict) else [None]
+    if "format" not in report or not all(isinstance(found, dict) for found in parts):
+        raise ValueError(f"{path} (without format, run and sections) must be the report.json of a report; give that")
+    if report["format"] != FORMAT:
+        raise ValueError(f"{path}: format ({report['format']}) must be {FORMAT}; write the report again")
+    missing = [key for key in ("command", *_SAME_IN_ONE_REPORT) if key not in report["run"]]
+    if missing:
+        raise ValueError(f"{path}: run (without {missing[0]}) must say what was evaluated; write the report again")
+    return report
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of both, the new ones where both have them."""
+    runs = [*old.get("earlier_runs", []), old["run"]]
+    earlier = [run for run in runs if run["command"] != new["run"]["command"]]
+    merged = {"format": FORMAT, "run": new["run"], "sections": {**old["sections"], **new["sections"]}}
+    return {**merged, "earlier_runs": earlier} if earlier else merged
+
+
+def report_page(report: Mapping[str, Any]) -> str:
+    """The page of a report, as `read_report` gives it."""
+    runs = [*report.get("earlier_runs", []), report["run"]]
+    facts = {key: value for run in runs for key, value in run.items()}
+    return page_html(f"Expert paths of {facts['model']}", _subtitle(facts), report_chapters(report, facts))
+
+
+def _subtitle(facts: Mapping[str, Any]) -> str:
+    parts = [str(facts["data"]), f"{facts['num_tokens']:,} tokens"]
+    if "num_sequences" in facts:
+        parts.append(f"{facts['num_sequences']:,} sequences")
+    if "num_layers" in facts:
+        parts.append(f"{facts['num_layers']} MoE layers")
+        parts.append(f"top-{facts['num_experts_per_tok']} of {facts['num_experts']} experts")
+        parts.append(f"{len(set(facts['router_of_layer']))} routers")
+    return " · ".join(parts)
+
+
+def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Chapter]:
+    """Chapters of the sections that are there, the summary first and the runs last."""
+    sections = report["sections"]
+    routers = facts.get("router_of_layer", [])
+    chapters: dict[str, Callable[[Any], Sequence[Chapter]]] = {
+        "perplexity": lambda section: [perplexity_chapter(section)],
+        "concentration": lambda section: [concentration_chapter(section)],
+        "consistency": lambda section: consistency_chapters(section, routers),
+        "flow": lambda section: [flow_chapter(section, routers)],
+        "path_tokens": lambda section: [tokens_chapter(section)],
+        "separation": lambda section: [separation_chapter(section)],
+        "load": lambda section: [load_chapter(section, routers)],
+        "router_scores": lambda section: [router_chapter(section)],
+        "coactivation": lambda section: [coactivation_chapter(section)],
+        "domains": lambda section: [domains_chapter(section)],
+        "vocabulary": lambda section: [vocabulary_chapter(section)],
+        "saturation": lambda section: [saturation_chapter(section)],
+        "perturbation": lambda section: [perturbation_chapter(section)],
+    }
+    shown = [chapter for name, make in chapters.items() if name in sections for chapter in make(sections[name])]
+    return [_summary(sections), *shown, _runs([*report.get("earlier_runs", []), report["run"]])]
+
+
+def _summary(sections: Mapping[str, Any]) -> Chapter:
+    rows: list[list[Cell]] = [
+        [row.name, row.value, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)
+    ]
+    table = Table(title="", head=["figure", "value", "chance, bound or interval", "tokens"], rows=rows)
+    return Chapter(title="Summary", notes=[], parts=[table] if rows else [])
+
+
+def _runs(runs: Sequence[Mapping[str, Any]]) -> Chapter:
+    """Command, data and versions of each run that wrote a part of the report, the last one first."""
+    return Chapter(
+        title="How this was made",
+        notes=[f"Every number is in {REPORT_FILE}, beside this page, in full precision."],
+        parts=[Table(title="", head=["", ""], rows=_facts(run)) for run in reversed(runs)],
+    )
+
+
+def _facts(run: Mapping[str, Any]) -> list[list[Cell]]:
+    hidden = {"layer_names", "router_of_layer", "versions"}
+    facts = {key.replace("_", " "): _fact(value) for key, value in run.items() if key not in hidden}
+    if "router_of_layer" in run:
+        facts["router of each layer"] = " ".join(map(str, run["router_of_layer"]))
+    if "versions" in run:
+        facts["versions"] = ", ".join(f"{name} {of}" for name, of in run["versions"].items() if of is not None)
+    return [[name, Words(text)] for name, text in facts.items()]
+
+
+def _fact(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,221 @@
+"""The figures that a reader looks for first, each with what chance gives or what bounds it, and with its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pathmoe_eval.reports.number_format import bits, count, interval, percent, ratio
+
+Section = Mapping[str, Any]
+
+SUSTAINED = 4
+"""Layers from which on PathMoE (arXiv 2603.18297) calls engagement sustained."""
+
+
+class SummaryRow(NamedTuple):
+    """One figure."""
+
+    name: str
+    value: str
+    beside: str
+    """What chance gives, a bound, or an interval."""
+    num_tokens: int
+
+
+def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
+    """Rows of all sections that are there, in the order of a report."""
+    return [row for rows in rows_by_section(sections).values() for row in rows]
+
+
+def rows_by_section(sections: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
+    """Rows of each section that is there."""
+    return {name: rows(sections[name]) for name, rows in SUMMARY_OF_SECTION.items() if name in sections}
+
+
+def perplexity_rows(section: Section) -> list[SummaryRow]:
+    """Of `PerplexityResult` as a dict."""
+    total = section["total"]
+    level = f"{section['confidence']:.0%} interval over {total['num_documents']:,} documents"
+
+    def row(name: str, key: str) -> SummaryRow:
+        ends = total[f"{key}_interval"]
+        beside = "no interval of so few documents" if ends is None else f"{interval(ends)}, {level}"
+        return SummaryRow(name, ratio(total[key]), beside, total["num_tokens"])
+
+    return [row("Perplexity", "perplexity"), row("Bits per byte", "bits_per_byte")]
+
+
+def concentration_rows(section: Section) -> list[SummaryRow]:
+    """Of the whole paths of a section `concentration`."""
+    whole = section["whole"]
+    entropy, estimates = whole["entropy"], whole["estimates"]
+    tokens = entropy["num_tokens"]
+    of_ceiling = f"{percent(whole['share_of_ceiling'])} of the ceiling, {bits(entropy['ceiling_bits'])}"
+    null = whole["independence"]["null_bits"]
+    return [
+        SummaryRow("Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling, tokens),
+        SummaryRow("H of unlimited data, bits", bits(estimates["chao_wang_jost_bits"]), _ESTIMATE, tokens),
+        SummaryRow("Effective paths, 2^H", count(entropy["effective_paths"]), f"at most {tokens:,}", tokens),
+        SummaryRow("Distinct paths", count(entropy["num_paths"]), f"at most {tokens:,}", tokens),
+        SummaryRow("H of independent layers, bits", bits(null), "same loads, unlimited data", tokens),
+    ]
+
+
+_ESTIMATE = "an estimate (Chao, Wang, Jost), still too low for heavy tails"
+
+
+def consistency_rows(section: Section) -> list[SummaryRow]:
+    """Of `Consistency` as a dict, what leads first."""
+    groups: list[Callable[[Section], list[SummaryRow]]] = [_companion_rows, _index_rows]
+    if section["leads_with"] == "indices":
+        groups.reverse()
+    return [row for rows in groups for row in rows(section)]
+
+
+def _companion_rows(section: Section) -> list[SummaryRow]:
+    information, matching, tokens = section["information"], section["matching"], section["num_tokens"]
+    chance = bits(mean(information["adjacent_null_highest_bits"]))
+    return [
+        SummaryRow(
+            "Information of neighbouring layers, bits",
+            bits(information["corrected_bits_means"]["adjacent"]),
+            f"{chance} at most in {information['num_permutations']} permutations",
+            tokens,
+        ),
+        SummaryRow(
+            "Agreement after matching experts",
+            percent(matching["agreement_means"]["adjacent"]),
+            f"{percent(mean(matching['adjacent_agreement_null']))} by chance",
+            tokens,
+        ),
+    ]
+
+
+def _index_rows(section: Section) -> list[SummaryRow]:
+    agreement, overlap, tokens = section["agreement"], section["overlap"], section["num_tokens"]
+    naming = "; a matter of naming here" if section["leads_with"] == "companions" else ""
+    rows = [
+        SummaryRow(
+            "Same index in neighbouring layers",
+            percent(agreement["mean_agreement"]),
+            f"{percent(agreement['mean_agreement_null'])} by chance{naming}",
+            tokens,
+        )
+    ]
+    null = overlap["jaccard_null_loads_means"] or overlap["jaccard_null_loads_ratio_means"]
+    for name, key in _PAIRS.items():
+        if overlap["jaccard_means"][key] is not None:
+            value, chance = percent(overlap["jaccard_means"][key]), percent(null[key])
+            rows.append(SummaryRow(f"Jaccard, {name}", value, f"{chance} by chance{naming}", tokens))
+    scope = section["engagement"]["all_layers"]
+    observed, expected = scope["observed"]["token_share"], scope["null_loads"]["token_share"]
+    if len(observed) >= SUSTAINED:
+        value, chance = percent(observed[SUSTAINED - 1]), percent(expected[SUSTAINED - 1])
+        name = f"Tokens that keep an index {SUSTAINED} layers"
+        rows.append(SummaryRow(name, value, f"{chance} by chance{naming}", tokens))
+    return rows
+
+
+_PAIRS = {
+    "neighbouring layers": "adjacent",
+    "layers of one router": "within_blocks",
+    "layers of different routers": "across_blocks",
+}
+
+
+def load_rows(section: Section) -> list[SummaryRow]:
+    """Of `Load` as a dict, over all picks."""
+    balance, tokens = section["all_picks"], section["num_tokens"]
+    return [
+        SummaryRow(
+            "Load entropy, share of its maximum", percent(balance["mean_entropy_share"]), "100% if equal", tokens
+        ),
+        SummaryRow(
+            "Busiest expert over the mean",
+            ratio(balance["mean_max_over_mean"]),
+            f"{ratio(balance['max_over_mean_null'])} for equal experts",
+            tokens,
+        ),
+        SummaryRow(
+            "Dead experts a layer",
+            ratio(balance["mean_dead_experts"]),
+            f"{ratio(balance['dead_experts_null'])} for equal experts, of {section['num_experts']}",
+            tokens,
+        ),
+    ]
+
+
+def router_rows(section: Section) -> list[SummaryRow]:
+    """Of `RouterScores` as a dict."""
+    tokens = section["num_tokens"]
+    rows = [
+        SummaryRow(
+            "Router entropy, bits",
+            bits(section["mean_entropy_bits"]),
+            f"{bits(section['entropy_bits_uniform'])} for equal scores",
+            tokens,
+        ),
+        SummaryRow(
+            "Router confidence",
+            percent(section["mean_confidence"]),
+            f"{percent(section['confidence_uniform'])} for equal scores",
+            tokens,
+        ),
+    ]
+    if section["mean_margin_logits"] is not None:
+        value = ratio(section["mean_margin_logits"])
+        rows.append(SummaryRow("Margin of the last choice, logits", value, "0 for a tie", tokens))
+    return rows
+
+
+def separation_rows(section: Section) -> list[SummaryRow]:
+    """Of `PathSeparation` as a dict."""
+    whole = section["whole"]["all_paths"]
+    return [
+        SummaryRow(
+            "Classes told by paths, above chance",
+            percent(whole["normalised_excess"]),
+            f"of {bits(whole['class_entropy_bits'])} bits in {whole['num_classes']} classes",
+            section["num_tokens"],
+        )
+    ]
+
+
+def perturbation_rows(section: Section) -> list[SummaryRow]:
+    """Of `Robustness` as a dict: one for each intervention."""
+    return [
+        SummaryRow(f"Perplexity, {perturbed_name(one)}", ratio(one["perplexity"]), _rise(one), section["num_tokens"])
+        for one in section["perturbed"]
+    ]
+
+
+def perturbed_name(perturbed: Section) -> str:
+    """An intervention with its setting: `logit noise 0.5`."""
+    setting = perturbed["setting"]
+    if setting is not None:
+        return f"{perturbed['intervention']} {setting:g}"
+    return f"{perturbed['intervention']}, all" if perturbed["listed_share"] is not None else perturbed["intervention"]
+
+
+def _rise(perturbed: Section) -> str:
+    rise, ends = perturbed["rise_percent"], perturbed["rise_percent_interval"]
+    if rise is None:
+        return "beyond all bounds"
+    return f"{rise:+z,.1f}%" + ("" if ends is None else f" ({ends[0]:+z,.1f}% to {ends[1]:+z,.1f}%)")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+SUMMARY_OF_SECTION: dict[str, Callable[[Any], list[SummaryRow]]] = {
+    "perplexity": perplexity_rows,
+    "concentration": concentration_rows,
+    "consistency": consistency_rows,
+    "load": load_rows,
+    "router_scores": router_rows,
+    "separation": separation_rows,
+    "perturbation": perturbation_rows,
+}

@@ -1,0 +1,1 @@
+"""Routing recorded from any MoE of transformers, and kept on disk."""

@@ -1,0 +1,35 @@
+"""Numbers as a report shows them."""
+
+import pytest
+
+from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, interval, layers, percent, ratio
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (count(7_180_000), "7,180,000"),
+        (count(18.4), "18"),
+        (bits(22.2), "22.20"),
+        (bits(0.00312), "0.0031"),
+        (bits(-0.00312), "-0.0031"),
+        (bits(-0.00001), "0.0000"),
+        (bits(-0.5), "-0.50"),
+        (percent(0.8561), "85.6%"),
+        (ratio(0), "0.000"),
+        (ratio(1.8741), "1.874"),
+        (ratio(72.561), "72.56"),
+        (ratio(4168.2), "4,168"),
+        (ratio(3.2e9), "3.2e+09"),
+        (interval([1.5, 2000.0]), "1.500 to 2,000"),
+        (interval((1.5, 2.0)), "1.500 to 2.000"),
+        (layers(3, 1), "layer 3"),
+        (layers(4, 4), "layers 4 to 7"),
+    ],
+)
+def test_numbers_are_shown(shown: str, text: str) -> None:
+    assert shown == text
+
+
+def test_what_is_not_defined_is_a_dash() -> None:
+    assert {count(None), bits(None), percent(None), ratio(None), interval(None)} == {UNDEFINED}

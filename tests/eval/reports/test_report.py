@@ -1,0 +1,222 @@
+"""The files of a report: what is written is read again, the page shows it, and no other report is overwritten."""
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pathmoe_eval.reports.report import (
+    PAGE_FILE,
+    REPORT_FILE,
+    read_report,
+    refuse_another_report,
+    report_page,
+    write_report,
+)
+
+HOSTILE = [
+    "</script><img src=x onerror=alert(1)>",
+    "<b>&amp;&lt;",
+    "\x00\x1b[31m\x7f\u2028",
+    "\ud800 alone",
+    "\u202egnp.exe",
+    "שלום مرحبا",
+    "'\" onmouseover='x'",
+]
+
+
+class Elements(HTMLParser):
+    """Elements and texts of a page, those of scripts and styles apart."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self._open = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+        self._open = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open not in ("script", "style"):
+            self.text += data
+
+
+def part(report: dict[str, Any], *names: str, **run: Any) -> dict[str, Any]:
+    """A report of some sections, of a run that differs in some fields."""
+    return {"run": report["run"] | run, "sections": {name: report["sections"][name] for name in names}}
+
+
+def test_what_is_written_is_read_again_in_full_precision(make_report, tmp_path: Path) -> None:
+    report = make_report()
+    report["sections"]["load"]["third"] = 1 / 3
+    write_report(tmp_path / "out", report)
+    assert read_report(tmp_path / "out" / REPORT_FILE) == report
+    assert sorted(os.listdir(tmp_path / "out")) == [PAGE_FILE, REPORT_FILE]
+
+
+def test_tuples_are_written_as_lists(tmp_path: Path, make_report) -> None:
+    report = part(make_report(), "load")
+    report["run"]["router_of_layer"] = tuple(report["run"]["router_of_layer"])
+    write_report(tmp_path, report)
+    assert read_report(tmp_path / REPORT_FILE) == {"format": 1, **json.loads(json.dumps(report))}
+
+
+@pytest.mark.parametrize("routers", [(0, 0, 1, 1, 1), (0, 1, 2, 3, 4), (0, 0, 0, 0, 0), (0, 1)])
+def test_the_page_has_a_place_for_each_figure(make_report, routers: tuple[int, ...]) -> None:
+    report = make_report(router_of_layer=routers)
+    page = report_page(report)
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    places = [
+        value for name, value in Elements(page).attributes if name == "id" and (value or "").startswith("figure-")
+    ]
+    assert places == [f"figure-{number}" for number in range(len(figures))]
+    assert len(figures) == 22
+
+
+def test_every_section_alone_makes_a_page(make_report) -> None:
+    report = make_report()
+    for name in report["sections"]:
+        page = report_page(part(report, name))
+        assert Elements(page).text.count("How this was made") == 2, name
+    assert "Summary" not in Elements(report_page(part(report))).text
+
+
+def test_companions_lead_between_independent_routers_and_the_reason_is_shown(make_report) -> None:
+    independent = make_report(router_of_layer=(0, 1, 2, 3, 4))
+    shared = make_report(router_of_layer=(0, 0, 0, 1, 1))
+    headings = [re.findall(r"<h2>(.*?)</h2>|<h3>(.*?)</h3>", report_page(report)) for report in (independent, shared)]
+    of_independent, of_shared = ([chapter or panel for chapter, panel in found] for found in headings)
+    companion, index = "Information that neighbouring layers share", "Same index in neighbouring layers"
+    assert of_independent.index(companion) < of_independent.index("Index figures") < of_independent.index(index)
+    assert of_shared.index(index) < of_shared.index(companion)
+    for report in (independent, shared):
+        assert report["sections"]["consistency"]["why"] in Elements(report_page(report)).text
+
+
+def test_command_data_versions_and_routers_stand_at_the_end(make_report) -> None:
+    text = Elements(report_page(make_report())).text.partition("Every number is in")[2]
+    for fact in ("pathmoe-eval paths --model runs/one/last.ckpt", "data.jsonl", "torch 2.13.0", "0 0 1 1 1", "300"):
+        assert fact in text
+    assert "triton" not in text
+
+
+def test_hostile_texts_are_shown_and_never_markup(make_report, tmp_path: Path) -> None:
+    report = make_report()
+    plain = Elements(report_page(report))
+    paths = report["sections"]["path_tokens"][0]["paths"]
+    for path in paths:
+        path["tokens"] = [{"token_id": 0, "text": text, "num_tokens": 1} for text in HOSTILE]
+        path["contexts"] = [{"before": text, "token": text, "after": text} for text in HOSTILE[:4]]
+        path["classes"] = [{"name": text, "num_tokens": 1} for text in HOSTILE[:3]]
+    report["run"]["model"] = HOSTILE[0]
+    report["run"]["command"] = " ".join(HOSTILE)
+    report["sections"]["perplexity"]["by_domain"][0]["domain"] = HOSTILE[0]
+    write_report(tmp_path, report)
+    assert read_report(tmp_path / REPORT_FILE) == report
+    page = (tmp_path / PAGE_FILE).read_text(encoding="utf-8")
+    found = Elements(page)
+    assert {name: found.names.count(name) for name in ("script", "img", "b")} == {"script": 3, "img": 0, "b": 0}
+    assert not {name for name, _ in found.attributes} - {name for name, _ in plain.attributes}
+    assert HOSTILE[0] in found.text
+    assert "\\x00\\x1b[31m\\x7f\\u2028" in found.text
+    assert "\\ud800 alone" in found.text
+    assert "\\u202egnp.exe" in found.text
+    assert "<bdi>שלום مرحبا (1)</bdi>" in page
+    assert not set(page.partition("<script")[0]) & set("\x00\x1b\x7f\u2028\u202e")
+
+
+def test_a_report_of_the_same_run_is_added_to(make_report, tmp_path: Path) -> None:
+    report = make_report()
+    write_report(tmp_path, part(report, "load", "flow"))
+    write_report(tmp_path, part(report, "perturbation", command="pathmoe-eval perturb"))
+    found = read_report(tmp_path / REPORT_FILE)
+    assert list(found["sections"]) == ["load", "flow", "perturbation"]
+    assert found["run"]["command"] == "pathmoe-eval perturb"
+    assert [run["command"] for run in found["earlier_runs"]] == [report["run"]["command"]]
+    text = Elements((tmp_path / PAGE_FILE).read_text()).text
+    for shown in ("Flow of tokens", "Perturbations", "pathmoe-eval perturb", report["run"]["command"]):
+        assert shown in text
+    # The same command once more leaves one run of it.
+    write_report(tmp_path, part(report, "load"))
+    found = read_report(tmp_path / REPORT_FILE)
+    assert [run["command"] for run in found["earlier_runs"]] == ["pathmoe-eval perturb"]
+
+
+def test_layers_of_an_earlier_run_serve_the_page_of_a_later_one(make_report, tmp_path: Path) -> None:
+    report = make_report()
+    write_report(tmp_path, part(report, "consistency"))
+    bare = {key: report["run"][key] for key in ("model", "data", "num_tokens")} | {"command": "pathmoe-eval perturb"}
+    write_report(tmp_path, {"run": bare, "sections": {"perturbation": report["sections"]["perturbation"]}})
+    assert "5 MoE layers · top-2 of 6 experts · 2 routers" in (tmp_path / PAGE_FILE).read_text()
+
+
+@pytest.mark.parametrize(("key", "value"), [("model", "another"), ("data", "else.txt"), ("num_tokens", 7)])
+def test_another_report_is_refused_and_stays(key: str, value: Any, make_report, tmp_path: Path) -> None:
+    report = make_report()
+    write_report(tmp_path, part(report, "load"))
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    with pytest.raises(ValueError, match=rf"^--out \(.*\) must hold no other report, but holds one of {key} .*$"):
+        write_report(tmp_path, part(report, "flow", **{key: value}))
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "index.html"])
+def test_a_folder_of_something_else_is_refused(name: str, make_report, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"^--out \(.*\) must hold nothing but a report, but holds {name}; .*$"):
+        write_report(tmp_path, make_report())
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match=r"^--out \(.*out\) must be a folder, but is a file; choose another$"):
+        refuse_another_report(tmp_path / "out", {})
+
+
+def test_a_trace_may_lie_in_the_folder_and_a_part_of_a_run_may_be_known(make_report, tmp_path: Path) -> None:
+    (tmp_path / "trace").mkdir()
+    refuse_another_report(tmp_path, {})
+    refuse_another_report(tmp_path / "new", {})
+    write_report(tmp_path, part(make_report(), "load"))
+    refuse_another_report(tmp_path, {"model": "runs/one/last.ckpt"})
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("{", r"\(no JSON\) must be the report.json"),
+        ("[]", r"\(without format, run and sections\)"),
+        ('{"format": 1, "run": {}}', r"\(without format, run and sections\)"),
+        ('{"format": 1, "run": [], "sections": {}}', r"\(without format, run and sections\)"),
+        ('{"format": 2, "run": {}, "sections": {}}', r"format \(2\) must be 1"),
+        ('{"format": 1, "run": {"command": "", "model": ""}, "sections": {}}', r"run \(without data\)"),
+    ],
+)
+def test_what_is_no_report_is_refused(text: str, rule: str, tmp_path: Path) -> None:
+    (tmp_path / REPORT_FILE).write_text(text)
+    with pytest.raises(ValueError, match=rule) as refusal:
+        read_report(tmp_path / REPORT_FILE)
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_file_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(No such file or directory\) must be the report.json"):
+        read_report(tmp_path / REPORT_FILE)
+
+
+def test_a_number_that_is_none_is_refused_before_anything_is_written(make_report, tmp_path: Path) -> None:
+    report = part(make_report(), "load")
+    report["sections"]["load"]["broken"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(tmp_path / "out", report)
+    assert not (tmp_path / "out").exists()

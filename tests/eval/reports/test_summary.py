@@ -1,0 +1,104 @@
+"""The summary's rows hold the figures of their sections, each with its chance and its tokens."""
+
+from typing import Any
+
+import pytest
+
+from pathmoe_eval.reports.number_format import bits, count, percent, ratio
+from pathmoe_eval.reports.summary import SUMMARY_OF_SECTION, mean, perturbed_name, rows_by_section, summary_rows
+
+
+def named(sections: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
+    rows = summary_rows(sections)
+    assert len({row.name for row in rows}) == len(rows)
+    return {row.name: (row.value, row.beside, row.num_tokens) for row in rows}
+
+
+def test_every_figure_stands_with_its_chance_and_its_tokens(make_report) -> None:
+    sections = make_report()["sections"]
+    rows = named(sections)
+    assert all(value and beside and tokens in (300, 296) for value, beside, tokens in rows.values())
+    whole, consistency = sections["concentration"]["whole"], sections["consistency"]
+    entropy, overlap = whole["entropy"], consistency["overlap"]
+    assert rows["Path entropy H, bits"] == (
+        bits(entropy["entropy_bits"]),
+        f"{percent(entropy['entropy_bits'] / entropy['ceiling_bits'])} of the ceiling, {bits(entropy['ceiling_bits'])}",
+        300,
+    )
+    assert rows["Effective paths, 2^H"][0] == count(2 ** entropy["entropy_bits"])
+    assert rows["Jaccard, layers of one router"][:2] == (
+        percent(overlap["jaccard_means"]["within_blocks"]),
+        f"{percent(overlap['jaccard_null_loads_means']['within_blocks'])} by chance",
+    )
+    scope = consistency["engagement"]["all_layers"]
+    assert rows["Tokens that keep an index 4 layers"][:2] == (
+        percent(scope["observed"]["token_share"][3]),
+        f"{percent(scope['null_loads']['token_share'][3])} by chance",
+    )
+    nulls = consistency["information"]["adjacent_null_highest_bits"]
+    assert rows["Information of neighbouring layers, bits"][1] == f"{bits(sum(nulls) / 4)} at most in 19 permutations"
+    total = sections["perplexity"]["total"]
+    assert rows["Perplexity"][0] == ratio(total["perplexity"])
+    low, high = total["perplexity_interval"]
+    assert rows["Perplexity"][1:] == (f"{ratio(low)} to {ratio(high)}, 95% interval over 4 documents", 296)
+    one = sections["perturbation"]["perturbed"][0]
+    assert rows["Perplexity, permutation per layer"][0] == ratio(one["perplexity"])
+    assert rows["Perplexity, permutation per layer"][1].startswith(f"{one['rise_percent']:+,.1f}% (")
+
+
+def test_companions_lead_between_independent_routers_and_indices_are_called_names(make_report) -> None:
+    names = list(named(make_report(router_of_layer=(0, 1, 2, 3, 4))["sections"]))
+    assert names.index("Agreement after matching experts") < names.index("Same index in neighbouring layers")
+    assert "Jaccard, layers of one router" not in names
+    rows = named(make_report(router_of_layer=(0, 1, 2, 3, 4))["sections"])
+    of_names = [name for name, (_, beside, _) in rows.items() if "a matter of naming here" in beside]
+    assert of_names == [
+        "Same index in neighbouring layers", "Jaccard, neighbouring layers", "Jaccard, layers of different routers",
+        "Tokens that keep an index 4 layers",
+    ]  # fmt: skip
+    names = list(named(make_report()["sections"]))
+    assert names.index("Same index in neighbouring layers") < names.index("Agreement after matching experts")
+
+
+def test_only_sections_that_are_there_have_rows(make_report) -> None:
+    sections = make_report()["sections"]
+    assert summary_rows({}) == []
+    assert list(rows_by_section({"flow": [], "load": sections["load"]})) == ["load"]
+    assert list(rows_by_section(sections)) == list(SUMMARY_OF_SECTION)
+
+
+def test_what_is_not_defined_is_said(make_report) -> None:
+    sections = make_report(router_of_layer=(0, 0))["sections"]
+    assert "Tokens that keep an index 4 layers" not in named(sections)
+    total = sections["perplexity"]["total"] | {"perplexity_interval": None}
+    rows = named({"perplexity": sections["perplexity"] | {"total": total}})
+    assert rows["Perplexity"][1] == "no interval of so few documents"
+    scores = sections["router_scores"] | {"mean_margin_logits": None}
+    assert "Margin of the last choice, logits" not in named({"router_scores": scores})
+    one = sections["perturbation"]["perturbed"][0]
+    for changed, beside in (
+        ({"rise_percent": None, "perplexity": None}, "beyond all bounds"),
+        ({"rise_percent": 12.34, "rise_percent_interval": None}, "+12.3%"),
+    ):
+        perturbation = sections["perturbation"] | {"perturbed": [one | changed]}
+        assert named({"perturbation": perturbation})["Perplexity, permutation per layer"][1] == beside
+
+
+def test_nulls_of_many_experts_are_those_that_are_there(make_report) -> None:
+    consistency = make_report()["sections"]["consistency"]
+    overlap = consistency["overlap"] | {"jaccard_null_loads_means": None}
+    rows = named({"consistency": consistency | {"overlap": overlap}})
+    chance = percent(overlap["jaccard_null_loads_ratio_means"]["adjacent"])
+    assert rows["Jaccard, neighbouring layers"][1] == f"{chance} by chance"
+
+
+@pytest.mark.parametrize(
+    ("setting", "listed", "name"),
+    [(0.5, None, "x 0.5"), (10, 0.9, "x 10"), (None, 1.0, "x, all"), (None, None, "x")],
+)
+def test_interventions_are_named_with_their_setting(setting: float | None, listed: float | None, name: str) -> None:
+    assert perturbed_name({"intervention": "x", "setting": setting, "listed_share": listed}) == name
+
+
+def test_mean() -> None:
+    assert mean([1.0, 2.0, 6.0]) == 3.0
