@@ -9,7 +9,7 @@ import torch
 
 _PACKAGES = (
     "pathmoe", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "pyarrow", "triton", "einops",
-    "jsonargparse", "huggingface-hub", "safetensors", "pyyaml", "wandb",
+    "jsonargparse", "huggingface-hub", "safetensors", "pyyaml", "wandb", "scipy", "plotly",
 )  # fmt: skip
 
 
