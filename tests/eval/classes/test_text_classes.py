@@ -12,7 +12,7 @@ from pathmoe.data.tokenizer import train_bpe
 from pathmoe_eval.classes.text_classes import FUNCTION_WORDS, TEXT_CLASSES, text_classes
 from pathmoe_eval.classes.token_spans import encode_with_spans
 
-LICENCE = (Path(__file__).resolve().parents[2] / "LICENSE").read_text()
+LICENCE = (Path(__file__).resolve().parents[3] / "LICENSE").read_text()
 
 
 @pytest.mark.parametrize(

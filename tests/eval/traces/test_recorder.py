@@ -31,7 +31,7 @@ from transformers.models.qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe_eval.traces.recorder import RoutingRecorder
 
-ROUTERS = sorted((Path(__file__).resolve().parents[2] / "configs" / "routers").glob("*.yaml"))
+ROUTERS = sorted((Path(__file__).resolve().parents[3] / "configs" / "routers").glob("*.yaml"))
 VOCABULARY = 40
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,

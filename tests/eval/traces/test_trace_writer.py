@@ -16,7 +16,7 @@ from pathmoe_eval.traces.trace import open_trace
 from pathmoe_eval.traces.trace_header import TraceHeader
 from pathmoe_eval.traces.trace_writer import TraceWriter
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_header(**changes):
