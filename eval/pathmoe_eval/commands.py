@@ -106,6 +106,7 @@ def paths_command(
         recorded = open_trace(trace)
         tokenizer = _tokenizer_of(recorded)
     else:
+        _refuse_recorded(out)
         opened = model.open()
         tokenizer = opened.tokenizer
         documents = list(read_evaluated(data, opened))
@@ -120,6 +121,15 @@ def paths_command(
         sections["saturation"] = asdict(trace_saturation(recorded, open_trace(later)))
     write_report(out, {"run": _run_of_trace(recorded, command, options), "sections": sections})
     print(f"{out / PAGE_FILE}: {recorded.num_tokens:,} tokens; every number is in {out / REPORT_FILE}")
+
+
+def _refuse_recorded(out: Path) -> None:
+    """Refuse to record again where a trace is, before the work begins."""
+    if (trace := out / TRACE_FOLDER).exists():
+        raise ValueError(
+            f"--out ({out}) must hold no trace yet, but holds {trace}; analyse that with --trace {trace} in the place "
+            "of --model, or remove it"
+        )
 
 
 def perturb_command(

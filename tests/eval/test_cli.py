@@ -187,6 +187,18 @@ def test_bad_input_ends_in_one_line_and_status_2(
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
+def test_recording_again_is_refused_and_analysing_again_is_not(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("paths --model M/ours --data M/data.jsonl --out OUT")
+    with pytest.raises(SystemExit, match="2"):
+        run("paths --model M/ours --data M/data.jsonl --out OUT --sets true")
+    assert f"analyse that with --trace {tmp_path}/out/trace in the place of --model" in capsys.readouterr().err
+    run("paths --trace OUT/trace --out OUT --sets true")
+    sections = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]
+    assert "sets" in sections["concentration"] and "perplexity" in sections
+
+
 def test_a_trace_that_was_cut_short_and_a_report_of_another_run_are_refused(
     run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
