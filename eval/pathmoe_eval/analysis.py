@@ -1,4 +1,4 @@
-"""Every statistic of a trace, in two passes over its chunks: the sections of a report."""
+"""Every statistic of a trace, in a few passes over its chunks: the sections of a report."""
 
 # Shapes: N tokens, L MoE layers, E experts, K experts per token, S sequences.
 
@@ -51,7 +51,7 @@ def analyse(
     out.
 
     Args:
-        trace: to read twice.
+        trace: to read several times.
         tokenizer: that of the trace; None leaves out what needs text: classes of tokens, and the tokens of paths.
         tagger: see `load_tagger`.
         options: what else to do.

@@ -117,6 +117,8 @@ def _settings(kind: type[Settings], options: Namespace) -> Settings:
 def _paths(options: Namespace, command: str) -> None:
     if (options.model is None) == (options.trace is None):
         fail(f"--model ({options.model}) or --trace ({options.trace}) must be given, and not both; give one of them")
+    if options.trace is not None:
+        _refuse_what_a_trace_has(options)
     paths_command(
         None if options.model is None else _settings(ModelOptions, options),
         _settings(EvaluatedData, options),
@@ -128,6 +130,13 @@ def _paths(options: Namespace, command: str) -> None:
         Options(options.sets, options.olmoe_script, options.seed),
         command,
     )
+
+
+def _refuse_what_a_trace_has(options: Namespace) -> None:
+    """Refuse options of a recording that is there already; --max_tokens takes the first tokens of it."""
+    for field in (*fields(EvaluatedData), *fields(ModelOptions)):
+        if field.name not in ("model", "max_tokens") and options[field.name] != field.default:
+            fail(f"--{field.name} ({options[field.name]}) must not be given with --trace, which has it; leave it out")
 
 
 def _perplexity(options: Namespace, command: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -100,11 +101,14 @@ def paths_command(
     """Write the report of a trace, or of a model's routing, whose trace then lies in the report's folder."""
     refuse_another_report(out, {})
     tag = None if tagger is None else load_tagger(tagger)
+    later_trace = None if later is None else open_trace(later)
     sections: dict[str, Any] = {}
     if model is None:
         assert trace is not None
         recorded = open_trace(trace)
-        tokenizer = _tokenizer_of(recorded)
+        if data.max_tokens is not None:
+            recorded = recorded.first(data.max_tokens)
+        tokenizer = _tokenizer_of(recorded, tagger)
     else:
         _refuse_recorded(out)
         opened = model.open()
@@ -117,8 +121,8 @@ def paths_command(
     if tag is None:
         tag = load_tagger("python" if recorded.header.data == PYTHON_STDLIB else "text")
     sections |= analyse(recorded, tokenizer, tag, options)
-    if later is not None:
-        sections["saturation"] = asdict(trace_saturation(recorded, open_trace(later)))
+    if later_trace is not None:
+        sections["saturation"] = asdict(trace_saturation(recorded, later_trace))
     write_report(out, {"run": _run_of_trace(recorded, command, options), "sections": sections})
     print(f"{out / PAGE_FILE}: {recorded.num_tokens:,} tokens; every number is in {out / REPORT_FILE}")
 
@@ -190,15 +194,20 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _tokenizer_of(trace: RoutingTrace) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that the trace names; None where it names none, or none that is there."""
+def _tokenizer_of(trace: RoutingTrace, tagger: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the trace names; without one that is there, None, which stderr is told."""
     name = trace.header.tokenizer
-    if not name:
-        return None
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if name:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
-        return None
+        pass
+    if tagger is not None:
+        raise ValueError(
+            f"--tagger ({tagger}) needs the tokenizer of the trace ({name}), which is not there; leave it out"
+        )
+    sys.stderr.write(f"note: the tokenizer of the trace ({name}) is not there: without classes and tokens of paths\n")
+    return None
 
 
 def _run_of_trace(trace: RoutingTrace, command: str, options: Options) -> dict[str, Any]:

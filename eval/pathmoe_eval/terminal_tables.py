@@ -13,7 +13,8 @@ def perplexity_lines(result: PerplexityResult) -> list[str]:
         per_byte = "" if of.bits_per_byte is None else f"{of.bits_per_byte:.4f}"
         value = "" if of.perplexity is None else f"{of.perplexity:.3f}"
         lines.append(f"{name[:24]:24} {of.num_tokens:11,} {value:>10} {interval:>19} {per_byte:>9}")
-    lines.append(f"intervals: bootstrap over {result.total.num_documents:,} documents")
+    if result.total.perplexity_interval is not None:
+        lines.append(f"intervals: bootstrap over {result.total.num_documents:,} documents")
     return lines
 
 

@@ -148,6 +148,24 @@ def test_compare_puts_runs_in_one_page(run: Callable[..., None], tmp_path: Path)
     assert "ours" in page and "olmoe" in page
 
 
+def test_the_first_tokens_of_a_trace_and_one_without_its_tokenizer(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("record --model M/ours --data M/data.jsonl --out OUT")
+    header = tmp_path / "out" / "trace.json"
+    named = json.loads(header.read_text())
+    run(f"paths --trace OUT --max_tokens 30 --out {tmp_path}/first")
+    first = json.loads((tmp_path / "first" / "report.json").read_text())
+    assert first["run"]["num_tokens"] == first["sections"]["separation"]["num_tokens"] == 30
+    header.write_text(header.read_text().replace(json.dumps(named["tokenizer"]), json.dumps("/not/there")))
+    capsys.readouterr()
+    run(f"paths --trace OUT --out {tmp_path}/bare")
+    assert capsys.readouterr().err.startswith("note: the tokenizer of the trace (/not/there) is not there")
+    assert "separation" not in json.loads((tmp_path / "bare" / "report.json").read_text())["sections"]
+    with pytest.raises(SystemExit, match="2"):
+        run(f"paths --trace OUT --out {tmp_path}/tagged --tagger text")
+
+
 def damage(folder: Path) -> None:
     tokens = folder / "tokens.arrow"
     tokens.write_bytes(tokens.read_bytes()[:-100])
@@ -169,7 +187,9 @@ ERRORS = {
     "perplexity --model M/ours --data M/data.jsonl --max_length 4 --stride 5": "--stride (5)",
     "paths --model M/ours --data M/data.jsonl --out OUT --tagger nothing": "tagger (nothing)",
     "paths --model M/ours --data M/data.jsonl --out OUT --tager text": "--tager",
+    "paths --trace M/none --max_length 3 --out OUT": "--max_length (3) must not be given with --trace",
     "compare M/data.jsonl M/empty.jsonl --out OUT": "report.json of a report",
+    "paths --trace M/none": "--out must be given; add it",
     "show": "show",
 }
 

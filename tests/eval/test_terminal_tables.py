@@ -52,7 +52,9 @@ def test_one_domain_is_all_of_it() -> None:
 
 
 def test_what_is_not_defined_is_left_blank() -> None:
-    assert perplexity_lines(perplexity(["news"], None))[1].split() == ["all", "123,456,789"]
+    lines = perplexity_lines(perplexity(["news"], None))
+    assert len(lines) == 2
+    assert lines[1].split() == ["all", "123,456,789"]
 
 
 def test_perturbations() -> None:

@@ -71,6 +71,29 @@ class ClassNames:
         return ids
 
 
+def tagged(tagger: Tagger, text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The classes of a document's tokens.
+
+    Raises:
+        ValueError: the tagger fails, or does not return one string a token.
+    """
+    try:
+        classes = list(tagger(text, spans))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        beginning = " ".join(text[:40].split())
+        raise ValueError(
+            f"tagger ({reason}) must not fail, but does on the document that begins with {beginning!r}; correct it"
+        ) from error
+    wrong = next((value for value in classes if not isinstance(value, str)), None)
+    if wrong is not None or len(classes) != len(spans):
+        found = f"{len(classes)} classes" if wrong is None else f"a class of type {type(wrong).__name__}"
+        raise ValueError(
+            f"tagger ({found} for {len(spans)} tokens) must return one string for each span; correct the function"
+        )
+    return classes
+
+
 def load_tagger(name: str) -> Tagger:
     """The tagger `python`, `text`, or `module:function`; modules in the current folder are found, too.
 
@@ -99,22 +122,6 @@ def load_tagger(name: str) -> Tagger:
     return tagger
 
 
-def checked_classes(classes: Sequence[str], num_tokens: int) -> list[str]:
-    """What a tagger returned, as a list.
-
-    Raises:
-        ValueError: it is not one string a token.
-    """
-    classes = list(classes)
-    wrong = next((value for value in classes if not isinstance(value, str)), None)
-    if wrong is not None or len(classes) != num_tokens:
-        found = f"{len(classes)} classes" if wrong is None else f"a class of type {type(wrong).__name__}"
-        raise ValueError(
-            f"tagger ({found} for {num_tokens} tokens) must return one string for each span; correct the function"
-        )
-    return classes
-
-
 def tag_documents(
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -141,7 +148,7 @@ def tag_documents(
     for text in texts:
         ids, spans_N2 = encode_with_spans(tokenizer, text)
         spans = [(start, end) for start, end in spans_N2.tolist()]
-        classes = checked_classes(tagger(text, spans), len(ids))
+        classes = tagged(tagger, text, spans)
         class_ids = names.ids([SPECIAL] * len(before) + classes + [SPECIAL] * len(after))
         yield TaggedDocument(np.array(before + ids + after, dtype=np.int64), np.array(class_ids, dtype=np.int32))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pathmoe_eval.classes.token_classes import SPECIAL, ClassNames, Tagger, checked_classes
+from pathmoe_eval.classes.token_classes import SPECIAL, ClassNames, Tagger, tagged
 from pathmoe_eval.classes.token_spans import spans_of_ids
 from pathmoe_eval.traces.routing_chunk import RoutingChunk
 
@@ -53,7 +53,7 @@ def _classes(
 ) -> NDArray[np.int32]:
     is_special_N = np.isin(ids_N, special_ids)
     text, spans = spans_of_ids(tokenizer, ids_N[~is_special_N].tolist())
-    classes = checked_classes(tagger(text, spans), len(spans))
+    classes = tagged(tagger, text, spans)
     class_ids_N = np.empty(len(ids_N), dtype=np.int32)
     class_ids_N[~is_special_N] = names.ids(classes)
     class_ids_N[is_special_N] = names.ids([SPECIAL] * int(is_special_N.sum()))

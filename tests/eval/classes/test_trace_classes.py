@@ -74,3 +74,13 @@ def test_ids_that_no_text_would_give_are_tagged_by_what_they_decode_to() -> None
 def test_a_tagger_that_gives_too_few_classes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tagger \(0 classes for 3 tokens\) must return one string for each span"):
         trace_classes(chunks_of([IDS[0][:3]], []), BPE, lambda text, spans: [], ClassNames())
+
+
+def test_a_tagger_that_fails_is_named_in_one_line() -> None:
+    def broken(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+        raise KeyError("x")
+
+    with pytest.raises(
+        ValueError, match=r"tagger \(KeyError: 'x'\) must not fail, but does on the document that begins"
+    ):
+        trace_classes(chunks_of([IDS[0]], []), BPE, broken, ClassNames())
