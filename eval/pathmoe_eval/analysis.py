@@ -17,12 +17,11 @@ from pathmoe_eval.classes.token_classes import ClassNames, Tagger
 from pathmoe_eval.classes.trace_classes import trace_classes
 from pathmoe_eval.experts.coactivation import CoactivationCounts
 from pathmoe_eval.experts.domain_specialisation import DomainCounts
-from pathmoe_eval.experts.load import LoadCounts
-from pathmoe_eval.experts.router_scores import RouterScoreSums
 from pathmoe_eval.experts.token_ids import NO_ID, next_token_ids, shuffle_ids
 from pathmoe_eval.experts.vocabulary_specialisation import VocabularyCounts
+from pathmoe_eval.intervals.document_intervals import document_intervals
+from pathmoe_eval.intervals.routing_counts import routing_counts
 from pathmoe_eval.layer_blocks import fixed_blocks, layer_blocks
-from pathmoe_eval.layers.consistency import ConsistencyCounts
 from pathmoe_eval.paths.concentration import concentration
 from pathmoe_eval.paths.path_blocks import BlockCounts
 from pathmoe_eval.paths.paths import PathCounts
@@ -68,6 +67,8 @@ def analyse(
         counts.update(chunk, slice(start, stop), None if classes_N is None else classes_N[start:stop])
         start = stop
     sections = counts.sections(options)
+    if (intervals := document_intervals(trace, counts.routing)) is not None:
+        sections["intervals"] = asdict(intervals)
     if tokenizer is not None and classes_N is not None:
         assert counts.separation is not None
         sections["path_tokens"] = _path_tokens(trace, counts.separation, tokenizer, classes_N, names)
@@ -84,17 +85,12 @@ class _Counts:
         routers = header.router_of_layer
         shared = len(set(routers)) < len(routers)
         blocks = layer_blocks(routers) if shared else fixed_blocks(header.num_layers, _LAYERS_OF_A_BLOCK)
-        self.paths = PathCounts(**layers)
+        self.routing = routing_counts(header)
         self.blocks = BlockCounts(blocks=blocks, **layers)
         self.sets = PathCounts(**layers, set_size=header.num_experts_per_tok) if options.sets else None
-        self.consistency = ConsistencyCounts(**shape, router_of_layer=routers) if header.num_layers > 1 else None
-        self.load = LoadCounts(**shape)
         self.coactivation = None
         if header.num_experts_per_tok > 1:
             self.coactivation = CoactivationCounts(**shape, olmoe_script=options.olmoe_script)
-        self.scores = None
-        if header.has_logits:
-            self.scores = RouterScoreSums(**shape, score_function=header.provenance.get("score_function", "softmax"))
         self.domains = None
         if len(domains := trace.domains()) > 1:
             number = {domain: index for index, domain in enumerate(domains)}
@@ -112,16 +108,12 @@ class _Counts:
     def update(self, chunk: RoutingChunk, tokens: slice, classes_N: NDArray[np.integer] | None) -> None:
         ids_NLK = chunk.expert_ids_NLK
         top1_NL = ids_NLK[..., 0]
-        self.paths.update(top1_NL)
+        self.routing.update(chunk, slice(None))
         self.blocks.update(top1_NL)
         if self.sets is not None:
             self.sets.update(ids_NLK)
-        for counts in (self.consistency, self.load, self.coactivation):
-            if counts is not None:
-                counts.update(ids_NLK)
-        if self.scores is not None:
-            assert chunk.logits_NLE is not None
-            self.scores.update(chunk.logits_NLE, ids_NLK)
+        if self.coactivation is not None:
+            self.coactivation.update(ids_NLK)
         if self.domains is not None:
             self.domains.update(ids_NLK, chunk.sequence_of_token_N())
         for kind, vocabulary in self.vocabulary.items():
@@ -131,12 +123,13 @@ class _Counts:
             self.separation.update(top1_NL, classes_N, chunk.token_ids_N)
 
     def sections(self, options: Options) -> dict[str, Any]:
+        consistency, scores = self.routing.consistency, self.routing.scores
         sections: dict[str, Any] = {
             "concentration": {
-                "whole": asdict(concentration(self.paths)),
+                "whole": asdict(concentration(self.routing.paths)),
                 "blocks": [asdict(block) for block in self.blocks.result()],
             },
-            "load": asdict(self.load.result()),
+            "load": asdict(self.routing.load.result()),
             "vocabulary": {
                 kind: asdict(counts.result(olmoe_script=options.olmoe_script))
                 for kind, counts in self.vocabulary.items()
@@ -144,13 +137,13 @@ class _Counts:
         }
         if self.sets is not None:
             sections["concentration"]["sets"] = asdict(concentration(self.sets))
-        if self.consistency is not None:
-            sections["consistency"] = asdict(self.consistency.result())
-            sections["flow"] = self.consistency.adjacent_top1().tolist()
+        if consistency is not None:
+            sections["consistency"] = asdict(consistency.result())
+            sections["flow"] = consistency.adjacent_top1().tolist()
         if self.coactivation is not None:
             sections["coactivation"] = asdict(self.coactivation.result())
-        if self.scores is not None:
-            sections["router_scores"] = asdict(self.scores.result())
+        if scores is not None:
+            sections["router_scores"] = asdict(scores.result())
         if self.domains is not None:
             sections["domains"] = asdict(self.domains.result())
         if self.separation is not None:

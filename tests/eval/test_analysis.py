@@ -137,7 +137,7 @@ def test_layers_without_shared_routers_are_taken_in_blocks_of_four(tmp_path: Pat
 def test_sections_without_data_are_left_out(shape: dict[str, int], missing: set[str], tmp_path: Path) -> None:
     every = {
         "concentration", "load", "vocabulary", "consistency", "flow", "coactivation", "router_scores", "domains",
-        "separation", "path_tokens",
+        "separation", "path_tokens", "intervals",
     }  # fmt: skip
     trace = Routing(**shape).written(tmp_path / "t")
     assert analyse(trace, BPE, text_classes, Options()).keys() == every - missing

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import entropy
 
+from pathmoe_eval.mergeable import difference
 from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens
 
 _STARVED_SHARE = 0.01
@@ -107,6 +108,14 @@ class LoadCounts:
         self._picks_LE += other._picks_LE
         self._first_picks_LE += other._first_picks_LE
         self.num_tokens += other.num_tokens
+
+    def picks(self) -> NDArray[np.int64]:
+        """Tokens that picked each expert, int64 [layers, experts]."""
+        return self._picks_LE.copy()
+
+    def without(self, part: LoadCounts) -> LoadCounts:
+        """Counts of the tokens that are not in `part`, some of those that were counted here."""
+        return difference(self, part, "num_tokens", "_picks_LE", "_first_picks_LE")
 
     def result(self) -> Load:
         """Load of all tokens counted so far.

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.mergeable import check_mergeable, difference
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 ScoreFunction = Literal["softmax", "sigmoid"]
@@ -118,6 +118,10 @@ class RouterScoreSums:
         self._sums_5L += other._sums_5L
         self._margins_LB += other._margins_LB
         self.num_tokens += other.num_tokens
+
+    def without(self, part: RouterScoreSums) -> RouterScoreSums:
+        """Counts of the tokens that are not in `part`, some of those that were counted here."""
+        return difference(self, part, "num_tokens", "_sums_5L", "_margins_LB")
 
     def result(self) -> RouterScores:
         """Router scores over all tokens counted so far.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,12 @@ class ConsistencyCounts:
     """All that cross-layer consistency is made from, from chunks of any size.
 
     The counts are integers, so the result does not depend on the order of the tokens or on batching and merging.
+
+    Attributes:
+        joint: what `information`, `matching` and `agreement` are made from.
+        overlap: of top-k sets.
+        engagement: of runs.
+        router_of_layer: one integer a layer.
     """
 
     def __init__(
@@ -60,10 +67,10 @@ class ConsistencyCounts:
         `router_of_layer` has one integer a layer, equal where layers share a router's parameters.
         """
         shape = {"num_layers": num_layers, "num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
-        self._joint = JointCounts(**shape)
-        self._overlap = LayerOverlapCounts(**shape, router_of_layer=router_of_layer)
-        self._engagement = EngagementCounts(**shape, router_of_layer=router_of_layer)
-        self.router_of_layer = self._engagement.router_of_layer
+        self.joint = JointCounts(**shape)
+        self.overlap = LayerOverlapCounts(**shape, router_of_layer=router_of_layer)
+        self.engagement = EngagementCounts(**shape, router_of_layer=router_of_layer)
+        self.router_of_layer = self.engagement.router_of_layer
 
     def update(self, expert_ids_NLK: NDArray[np.integer]) -> None:
         """Add a chunk: integers [tokens, layers, experts per token], counted from 0, highest weight first.
@@ -71,8 +78,8 @@ class ConsistencyCounts:
         Raises:
             ValueError: wrong shape or dtype, an id out of range, or an expert twice in one token and layer.
         """
-        for ids_KLN, masks_WLN in set_blocks(self._joint.shape, expert_ids_NLK):
-            for part in (self._overlap, self._engagement, self._joint):
+        for ids_KLN, masks_WLN in set_blocks(self.joint.shape, expert_ids_NLK):
+            for part in (self.overlap, self.engagement, self.joint):
                 part.add_block(ids_KLN, masks_WLN)
 
     def merge(self, other: ConsistencyCounts) -> None:
@@ -81,13 +88,21 @@ class ConsistencyCounts:
         Raises:
             ValueError: the two have different shapes or routers.
         """
-        self._engagement.merge(other._engagement)
-        self._overlap.merge(other._overlap)
-        self._joint.merge(other._joint)
+        self.engagement.merge(other.engagement)
+        self.overlap.merge(other.overlap)
+        self.joint.merge(other.joint)
+
+    def without(self, part: ConsistencyCounts) -> ConsistencyCounts:
+        """Counts of the tokens that are not in `part`, some of those that were counted here."""
+        rest = copy.copy(self)
+        rest.joint = self.joint.without(part.joint)
+        rest.overlap = self.overlap.without(part.overlap)
+        rest.engagement = self.engagement.without(part.engagement)
+        return rest
 
     def adjacent_top1(self) -> NDArray[np.int64]:
         """Tokens whose top-1 expert is e in layer l and f in layer l + 1, [adjacent pairs, experts, experts]."""
-        return self._joint.adjacent_top1()
+        return self.joint.adjacent_top1()
 
     def result(self) -> Consistency:
         """Consistency over all tokens counted so far.
@@ -95,8 +110,8 @@ class ConsistencyCounts:
         Raises:
             ValueError: no token was counted.
         """
-        overlap = self._overlap.result()
-        agreement = agreement_of_joint_counts(self._joint.adjacent_top1())
+        overlap = self.overlap.result()
+        agreement = agreement_of_joint_counts(self.joint.adjacent_top1())
         adjacent = [(layer, layer + 1) for layer in range(len(agreement.agreement))]
         leads_with, why = _what_leads(self.router_of_layer)
         return Consistency(
@@ -106,9 +121,9 @@ class ConsistencyCounts:
             agreement=agreement,
             agreement_means=layer_pair_means(agreement.agreement, adjacent, self.router_of_layer),
             overlap=overlap,
-            engagement=self._engagement.result(),
-            information=layer_information(self._joint, self.router_of_layer),
-            matching=layer_matching(self._joint, self.router_of_layer),
+            engagement=self.engagement.result(),
+            information=layer_information(self.joint, self.router_of_layer),
+            matching=layer_matching(self.joint, self.router_of_layer),
         )
 
 

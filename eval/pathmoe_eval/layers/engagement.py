@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pathmoe_eval.layer_blocks import check_router_of_layer, layer_blocks
 from pathmoe_eval.layers.expert_sets import pad_tokens, set_blocks, set_masks
 from pathmoe_eval.layers.run_lengths import RunStatistics, expected_windows, longest_run_null, run_statistics
-from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.mergeable import check_mergeable, difference
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 _COUNTED_WORD_BYTES = 8
@@ -117,6 +117,10 @@ class EngagementCounts:
         self._loads_2LE += other._loads_2LE
         self._longest_2M1 += other._longest_2M1
 
+    def without(self, part: EngagementCounts) -> EngagementCounts:
+        """Counts of the tokens that are not in `part`, some of those that were counted here."""
+        return difference(self, part, "num_tokens", "_windows_2LM", "_loads_2LE", "_longest_2M1")
+
     def result(self) -> Engagement:
         """Engagement over all tokens counted so far.
 
@@ -127,17 +131,23 @@ class EngagementCounts:
         all_layers, within_blocks = (self._in_scope(scope) for scope in range(2))
         return Engagement(num_tokens=self.num_tokens, all_layers=all_layers, within_blocks=within_blocks)
 
-    def _in_scope(self, scope: int) -> EngagementInScope:
-        blocks = self._scopes[scope]
+    def token_share(self) -> tuple[float, ...]:
+        """`EngagementFigures.token_share` of the tokens, over all layers, alone and for less."""
+        check_some_tokens(self.num_tokens)
+        return self._token_share(0)
+
+    def _token_share(self, scope: int) -> tuple[float, ...]:
         # From the top: tokens whose longest run has at least m layers.
         at_least_M = np.cumsum(self._longest_2M1[scope, :0:-1])[::-1]
+        return tuple((at_least_M / self.num_tokens).tolist())
+
+    def _in_scope(self, scope: int) -> EngagementInScope:
+        blocks = self._scopes[scope]
         top1_runs, topk_runs = (run_statistics(windows_LM, blocks) for windows_LM in self._windows_2LM)
         top1_LE, taken_LE = self._loads_2LE / self.num_tokens
         uniform_LE = np.full_like(top1_LE, 1 / self.shape.num_experts)
         return EngagementInScope(
-            observed=EngagementFigures(
-                token_share=tuple((at_least_M / self.num_tokens).tolist()), top1_runs=top1_runs, topk_runs=topk_runs
-            ),
+            observed=EngagementFigures(token_share=self._token_share(scope), top1_runs=top1_runs, topk_runs=topk_runs),
             null_loads=_null(top1_LE, taken_LE, blocks),
             null_uniform=_null(uniform_LE, uniform_LE * self.shape.num_experts_per_tok, blocks),
         )

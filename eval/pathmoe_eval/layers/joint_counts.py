@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pathmoe_eval.layer_blocks import layer_pairs
 from pathmoe_eval.layers.expert_sets import pad_tokens, set_blocks
+from pathmoe_eval.mergeable import difference
 from pathmoe_eval.routing_shape import RoutingShape
 
 _MAX_EXPERTS_OF_PLANES = 128
@@ -92,6 +93,10 @@ class JointCounts:
         self.num_tokens += other.num_tokens
         self.top1_PEE += other.top1_PEE
         self.sets_AEE += other.sets_AEE
+
+    def without(self, part: JointCounts) -> JointCounts:
+        """Counts of the tokens that are not in `part`, some of those that were counted here."""
+        return difference(self, part, "num_tokens", "top1_PEE", "sets_AEE")
 
 
 def _count_sets_by_planes(masks_WLN: NDArray[np.unsignedinteger], sets_AEE: NDArray[np.int64]) -> None:

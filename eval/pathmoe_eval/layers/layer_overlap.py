@@ -24,7 +24,7 @@ from pathmoe_eval.layer_blocks import (
     layer_pairs,
 )
 from pathmoe_eval.layers.expert_sets import set_blocks, set_sizes
-from pathmoe_eval.mergeable import check_mergeable
+from pathmoe_eval.mergeable import check_mergeable, difference
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 _MAX_EXPERTS_OF_SET_COUNTS = 16
@@ -121,6 +121,10 @@ class LayerOverlapCounts:
         self._load_LE += other._load_LE
         self._sets_LS += other._sets_LS
 
+    def without(self, part: LayerOverlapCounts) -> LayerOverlapCounts:
+        """Counts of the tokens that are not in `part`, some of those that were counted here."""
+        return difference(self, part, "num_tokens", "_shared_LLI", "_load_LE", "_sets_LS")
+
     def result(self) -> LayerOverlap:
         """Overlaps over all tokens counted so far.
 
@@ -128,11 +132,9 @@ class LayerOverlapCounts:
             ValueError: no token was counted.
         """
         check_some_tokens(self.num_tokens)
-        num_layers, num_picks = self.shape.num_layers, self.shape.num_experts_per_tok
-        sizes_I = np.arange(num_picks + 1)
-        shared_LLI = self._shared_LLI + self._shared_LLI.transpose(1, 0, 2)
-        shared_LLI[range(num_layers), range(num_layers), num_picks] = self.num_tokens
-        shared_LL = shared_LLI @ sizes_I / (self.num_tokens * num_picks)
+        num_picks = self.shape.num_experts_per_tok
+        shared_LLI = self._symmetric()
+        shared_LL = shared_LLI @ np.arange(num_picks + 1) / (self.num_tokens * num_picks)
         jaccard_LL = shared_LLI @ jaccard_of_sizes(num_picks) / self.num_tokens
         load_LE = self._load_LE / self.num_tokens
         expected_LL = load_LE @ load_LE.T
@@ -153,6 +155,18 @@ class LayerOverlapCounts:
             shared_means=self._means(shared_LL),
             shared_null_loads_means=self._means(expected_LL / num_picks),
         )
+
+    def jaccard_means(self) -> LayerPairMeans:
+        """`LayerOverlap.jaccard_means` alone, for less."""
+        check_some_tokens(self.num_tokens)
+        return self._means(self._symmetric() @ jaccard_of_sizes(self.shape.num_experts_per_tok) / self.num_tokens)
+
+    def _symmetric(self) -> NDArray[np.int64]:
+        """Tokens with 0, 1, ..., k experts in common, for all pairs of layers in both orders and each with itself."""
+        shared_LLI = self._shared_LLI + self._shared_LLI.transpose(1, 0, 2)
+        layers = range(self.shape.num_layers)
+        shared_LLI[layers, layers, -1] = self.num_tokens
+        return shared_LLI
 
     def _add_shared(self, masks_WLN: NDArray[np.unsignedinteger]) -> None:
         num_tokens = masks_WLN.shape[-1]

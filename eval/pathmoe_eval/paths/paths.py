@@ -116,6 +116,10 @@ class PathCounts:
             entropy_chao_shen_bits=chao_shen_bits(sizes_C, multiplicity_C),
         )
 
+    def keys(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Distinct paths as `pack` has them, uint64 [words, paths], and tokens of each, int64 [paths]; read only."""
+        return self._counts.totals()
+
     def frequencies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How often paths occur: ascending distinct counts, int64 [C], and how many paths have each, int64 [C].
 

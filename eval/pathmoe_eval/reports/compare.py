@@ -86,7 +86,7 @@ def compare(reports: Mapping[str, Report], command: str) -> Comparison:
         title="",
         head=["figure", *reports],
         rows=[[name, *map(_cell, of_reports)] for name, of_reports in rows.items()],
-        reading="Below each figure: chance, a bound or an interval; then the tokens.",
+        reading="Below each figure: its 95% interval over documents, chance or a bound, and the tokens.",
     )
     chapters = [
         Chapter(title="Side by side", notes=notes, parts=[table]),
@@ -185,19 +185,19 @@ def _reports_table(reports: Mapping[str, Report]) -> Table:
 
 
 def _cell(row: SummaryRow | None) -> Words:
-    return Words(UNDEFINED) if row is None else Words(row.value, f"{row.beside}; {row.num_tokens:,} tokens")
+    return Words(UNDEFINED) if row is None else Words(row.value, f"{row.context}; {row.num_tokens:,} tokens")
 
 
 def _markdown(rows: Mapping[str, Sequence[SummaryRow | None]], reports: Mapping[str, Report], notes: list[str]) -> str:
     table = [["", *reports], ["---"] * (1 + len(reports))]
     table += [[name, *map(_cell_text, of_reports)] for name, of_reports in rows.items()]
     lines = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in table]
-    reading = "In brackets: chance, a bound or an interval; then the tokens."
+    reading = "In brackets: the 95% interval over documents, chance or a bound, and the tokens."
     return "\n\n".join([*map(_in_markdown, notes), "\n".join(lines), reading]) + "\n"
 
 
 def _cell_text(row: SummaryRow | None) -> str:
-    return UNDEFINED if row is None else f"{row.value} ({row.beside}; {row.num_tokens:,})"
+    return UNDEFINED if row is None else f"{row.value} ({row.context}; {row.num_tokens:,})"
 
 
 def _in_markdown(text: str) -> str:

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pathmoe_eval.reports.number_format import bits, count, percent
-from pathmoe_eval.reports.summary import SUMMARY_OF_SECTION, SummaryRow, rows_by_section
+from pathmoe_eval.reports.summary import (
+    SUMMARY_OF_SECTION,
+    SummaryRow,
+    concentration_rows,
+    interval_ends,
+    rows_by_section,
+)
 
 Report = Mapping[str, Any]
 
@@ -28,7 +34,7 @@ def comparison_rows(reports: Mapping[str, Report]) -> dict[str, list[SummaryRow 
         shared = shared_num_tokens(concentrations)
         for rows, report in zip(by_report, reports.values(), strict=True):
             if "concentration" in rows:
-                rows["concentration"] = _concentration_rows(report["sections"]["concentration"], shared)
+                rows["concentration"] = _concentration_rows(report["sections"], shared)
     # Companions lead where they lead in one of the reports.
     places = sorted(range(len(by_report)), key=lambda place: not _leads_with_companions(list(reports.values())[place]))
     names = [
@@ -45,8 +51,13 @@ def _leads_with_companions(report: Report) -> bool:
     return consistency is not None and consistency["leads_with"] == "companions"
 
 
-def _concentration_rows(section: Mapping[str, Any], num_tokens: int) -> list[SummaryRow]:
+def _concentration_rows(sections: Mapping[str, Any], num_tokens: int) -> list[SummaryRow]:
+    """At some tokens; with intervals where these are all that were counted, since intervals are of those."""
+    section = sections["concentration"]
     entropy_bits, num_paths = _points(section)[num_tokens]
+    intervals = {}
+    if num_tokens == section["whole"]["entropy"]["num_tokens"]:
+        intervals = {row.name: row.interval for row in concentration_rows(section, interval_ends(sections))}
     ceiling_bits = math.log2(num_tokens)
     share = percent(entropy_bits / ceiling_bits if ceiling_bits else None)
     values = {
@@ -55,7 +66,7 @@ def _concentration_rows(section: Mapping[str, Any], num_tokens: int) -> list[Sum
         "Distinct paths": (count(num_paths), f"at most {num_tokens:,}"),
     }
     return [
-        SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens)
+        SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens, intervals.get(name, ""))
         for name, (value, beside) in values.items()
     ]
 

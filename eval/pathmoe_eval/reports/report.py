@@ -157,10 +157,21 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
 
 def _summary(sections: Mapping[str, Any]) -> Chapter:
     rows: list[list[Cell]] = [
-        [row.name, row.value, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)
+        [row.name, row.value, row.interval, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)
     ]
-    table = Table(title="", head=["figure", "value", "chance, bound or interval", "tokens"], rows=rows)
-    return Chapter(title="Summary", notes=[], parts=[table] if rows else [])
+    table = Table(title="", head=["figure", "value", "95% interval", "chance or bound", "tokens"], rows=rows)
+    return Chapter(title="Summary", notes=_interval_notes(sections), parts=[table] if rows else [])
+
+
+def _interval_notes(sections: Mapping[str, Any]) -> list[str]:
+    if "intervals" not in sections:
+        return []
+    found = sections["intervals"]
+    left_out = "document" if found["num_groups"] == found["num_documents"] else f"of {found['num_groups']} groups"
+    return [
+        f"Intervals are over the draw of {found['num_documents']:,} documents, for this number of tokens: figures were "
+        f"computed again without each {left_out}. They say nothing of another training of the model."
+    ]
 
 
 def _runs(runs: Sequence[Mapping[str, Any]]) -> Chapter:

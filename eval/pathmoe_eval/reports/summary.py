@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pathmoe_eval.reports.number_format import bits, count, interval, percent, ratio
+from pathmoe_eval.reports.number_format import bits, count, percent, ratio
 
 Section = Mapping[str, Any]
+Ends = Mapping[str, Sequence[float]]
+"""Lower and upper end of figures, by their places in a report: see `DocumentIntervals`."""
 
 SUSTAINED = 4
 """Layers from which on PathMoE (arXiv 2603.18297) calls engagement sustained."""
@@ -19,8 +21,15 @@ class SummaryRow(NamedTuple):
     name: str
     value: str
     beside: str
-    """What chance gives, a bound, or an interval."""
+    """What chance gives, or a bound."""
     num_tokens: int
+    interval: str = ""
+    """Its 95% interval over documents; empty where it has none."""
+
+    @property
+    def context(self) -> str:
+        """Interval and chance in one."""
+        return "; ".join(part for part in (self.interval, self.beside) if part)
 
 
 def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
@@ -30,34 +39,52 @@ def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
 
 def rows_by_section(sections: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
     """Rows of each section that is there."""
-    return {name: rows(sections[name]) for name, rows in SUMMARY_OF_SECTION.items() if name in sections}
+    ends = interval_ends(sections)
+    return {name: rows(sections[name], ends) for name, rows in SUMMARY_OF_SECTION.items() if name in sections}
 
 
-def perplexity_rows(section: Section) -> list[SummaryRow]:
+def interval_ends(sections: Mapping[str, Any]) -> Ends:
+    """Those of the section `intervals`; none without it."""
+    return sections["intervals"]["ends"] if "intervals" in sections else {}
+
+
+def between(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    """An interval as text; empty where there is none."""
+    return "" if ends is None else f"{form(ends[0])} to {form(ends[1])}"
+
+
+def perplexity_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of `PerplexityResult` as a dict."""
     total = section["total"]
-    level = f"{section['confidence']:.0%} interval over {total['num_documents']:,} documents"
-
-    def row(name: str, key: str) -> SummaryRow:
-        ends = total[f"{key}_interval"]
-        beside = "no interval of so few documents" if ends is None else f"{interval(ends)}, {level}"
-        return SummaryRow(name, ratio(total[key]), beside, total["num_tokens"])
-
-    return [row("Perplexity", "perplexity"), row("Bits per byte", "bits_per_byte")]
+    beside = f"over {total['num_documents']:,} documents"
+    return [
+        SummaryRow(name, ratio(total[key]), beside, total["num_tokens"], between(total[f"{key}_interval"], ratio))
+        for name, key in (("Perplexity", "perplexity"), ("Bits per byte", "bits_per_byte"))
+    ]
 
 
-def concentration_rows(section: Section) -> list[SummaryRow]:
+def concentration_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of the whole paths of a section `concentration`."""
     whole = section["whole"]
     entropy, estimates = whole["entropy"], whole["estimates"]
     tokens = entropy["num_tokens"]
     of_ceiling = f"{percent(whole['share_of_ceiling'])} of the ceiling, {bits(entropy['ceiling_bits'])}"
     null = whole["independence"]["null_bits"]
+    place = "concentration.whole"
+    of_entropy = ends.get(f"{place}.entropy.entropy_bits")
+    of_paths = None if of_entropy is None else [2**end for end in of_entropy]
+    of_estimate, of_distinct = (
+        ends.get(f"{place}.{name}") for name in ("estimates.chao_wang_jost_bits", "entropy.num_paths")
+    )
+    estimate = bits(estimates["chao_wang_jost_bits"])
+    effective, at_most = count(entropy["effective_paths"]), f"at most {tokens:,}"
     return [
-        SummaryRow("Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling, tokens),
-        SummaryRow("H of unlimited data, bits", bits(estimates["chao_wang_jost_bits"]), _ESTIMATE, tokens),
-        SummaryRow("Effective paths, 2^H", count(entropy["effective_paths"]), f"at most {tokens:,}", tokens),
-        SummaryRow("Distinct paths", count(entropy["num_paths"]), f"at most {tokens:,}", tokens),
+        SummaryRow(
+            "Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling, tokens, between(of_entropy, bits)
+        ),
+        SummaryRow("H of unlimited data, bits", estimate, _ESTIMATE, tokens, between(of_estimate, bits)),
+        SummaryRow("Effective paths, 2^H", effective, at_most, tokens, between(of_paths, count)),
+        SummaryRow("Distinct paths", count(entropy["num_paths"]), at_most, tokens, between(of_distinct, count)),
         SummaryRow("H of independent layers, bits", bits(null), "same loads, unlimited data", tokens),
     ]
 
@@ -65,15 +92,15 @@ def concentration_rows(section: Section) -> list[SummaryRow]:
 _ESTIMATE = "an estimate (Chao, Wang, Jost), still too low for heavy tails"
 
 
-def consistency_rows(section: Section) -> list[SummaryRow]:
+def consistency_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of `Consistency` as a dict, what leads first."""
-    groups: list[Callable[[Section], list[SummaryRow]]] = [_companion_rows, _index_rows]
+    groups: list[Callable[[Section, Ends], list[SummaryRow]]] = [_companion_rows, _index_rows]
     if section["leads_with"] == "indices":
         groups.reverse()
-    return [row for rows in groups for row in rows(section)]
+    return [row for rows in groups for row in rows(section, ends)]
 
 
-def _companion_rows(section: Section) -> list[SummaryRow]:
+def _companion_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     information, matching, tokens = section["information"], section["matching"], section["num_tokens"]
     chance = bits(mean(information["adjacent_null_highest_bits"]))
     return [
@@ -82,17 +109,19 @@ def _companion_rows(section: Section) -> list[SummaryRow]:
             bits(information["corrected_bits_means"]["adjacent"]),
             f"{chance} at most in {information['num_permutations']} permutations",
             tokens,
+            between(ends.get("consistency.information.corrected_bits_means.adjacent"), bits),
         ),
         SummaryRow(
             "Agreement after matching experts",
             percent(matching["agreement_means"]["adjacent"]),
             f"{percent(mean(matching['adjacent_agreement_null']))} by chance",
             tokens,
+            between(ends.get("consistency.matching.agreement_means.adjacent"), percent),
         ),
     ]
 
 
-def _index_rows(section: Section) -> list[SummaryRow]:
+def _index_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     agreement, overlap, tokens = section["agreement"], section["overlap"], section["num_tokens"]
     naming = "; a matter of naming here" if section["leads_with"] == "companions" else ""
     rows = [
@@ -101,19 +130,23 @@ def _index_rows(section: Section) -> list[SummaryRow]:
             percent(agreement["mean_agreement"]),
             f"{percent(agreement['mean_agreement_null'])} by chance{naming}",
             tokens,
+            between(ends.get("consistency.agreement.mean_agreement"), percent),
         )
     ]
     null = overlap["jaccard_null_loads_means"] or overlap["jaccard_null_loads_ratio_means"]
     for name, key in _PAIRS.items():
         if overlap["jaccard_means"][key] is not None:
             value, chance = percent(overlap["jaccard_means"][key]), percent(null[key])
-            rows.append(SummaryRow(f"Jaccard, {name}", value, f"{chance} by chance{naming}", tokens))
+            of_pairs = between(ends.get(f"consistency.overlap.jaccard_means.{key}"), percent)
+            rows.append(SummaryRow(f"Jaccard, {name}", value, f"{chance} by chance{naming}", tokens, of_pairs))
     scope = section["engagement"]["all_layers"]
     observed, expected = scope["observed"]["token_share"], scope["null_loads"]["token_share"]
     if len(observed) >= SUSTAINED:
         value, chance = percent(observed[SUSTAINED - 1]), percent(expected[SUSTAINED - 1])
         name = f"Tokens that keep an index {SUSTAINED} layers"
-        rows.append(SummaryRow(name, value, f"{chance} by chance{naming}", tokens))
+        place = f"consistency.engagement.all_layers.observed.token_share.{SUSTAINED - 1}"
+        of_tokens = between(ends.get(place), percent)
+        rows.append(SummaryRow(name, value, f"{chance} by chance{naming}", tokens, of_tokens))
     return rows
 
 
@@ -124,18 +157,23 @@ _PAIRS = {
 }
 
 
-def load_rows(section: Section) -> list[SummaryRow]:
+def load_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of `Load` as a dict, over all picks."""
     balance, tokens = section["all_picks"], section["num_tokens"]
     return [
         SummaryRow(
-            "Load entropy, share of its maximum", percent(balance["mean_entropy_share"]), "100% if equal", tokens
+            "Load entropy, share of its maximum",
+            percent(balance["mean_entropy_share"]),
+            "100% if equal",
+            tokens,
+            between(ends.get("load.all_picks.mean_entropy_share"), percent),
         ),
         SummaryRow(
             "Busiest expert over the mean",
             ratio(balance["mean_max_over_mean"]),
             f"{ratio(balance['max_over_mean_null'])} for equal experts",
             tokens,
+            between(ends.get("load.all_picks.mean_max_over_mean"), ratio),
         ),
         SummaryRow(
             "Dead experts a layer",
@@ -146,7 +184,7 @@ def load_rows(section: Section) -> list[SummaryRow]:
     ]
 
 
-def router_rows(section: Section) -> list[SummaryRow]:
+def router_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of `RouterScores` as a dict."""
     tokens = section["num_tokens"]
     rows = [
@@ -155,21 +193,24 @@ def router_rows(section: Section) -> list[SummaryRow]:
             bits(section["mean_entropy_bits"]),
             f"{bits(section['entropy_bits_uniform'])} for equal scores",
             tokens,
+            between(ends.get("router_scores.mean_entropy_bits"), bits),
         ),
         SummaryRow(
             "Router confidence",
             percent(section["mean_confidence"]),
             f"{percent(section['confidence_uniform'])} for equal scores",
             tokens,
+            between(ends.get("router_scores.mean_confidence"), percent),
         ),
     ]
     if section["mean_margin_logits"] is not None:
         value = ratio(section["mean_margin_logits"])
-        rows.append(SummaryRow("Margin of the last choice, logits", value, "0 for a tie", tokens))
+        of_margin = between(ends.get("router_scores.mean_margin_logits"), ratio)
+        rows.append(SummaryRow("Margin of the last choice, logits", value, "0 for a tie", tokens, of_margin))
     return rows
 
 
-def separation_rows(section: Section) -> list[SummaryRow]:
+def separation_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of `PathSeparation` as a dict."""
     whole = section["whole"]["all_paths"]
     return [
@@ -182,7 +223,7 @@ def separation_rows(section: Section) -> list[SummaryRow]:
     ]
 
 
-def perturbation_rows(section: Section) -> list[SummaryRow]:
+def perturbation_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of `Robustness` as a dict: one for each intervention."""
     return [
         SummaryRow(f"Perplexity, {perturbed_name(one)}", ratio(one["perplexity"]), _rise(one), section["num_tokens"])
@@ -210,7 +251,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-SUMMARY_OF_SECTION: dict[str, Callable[[Any], list[SummaryRow]]] = {
+SUMMARY_OF_SECTION: dict[str, Callable[[Any, Ends], list[SummaryRow]]] = {
     "perplexity": perplexity_rows,
     "concentration": concentration_rows,
     "consistency": consistency_rows,

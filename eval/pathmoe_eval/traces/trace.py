@@ -60,12 +60,12 @@ class RoutingTrace:
     @property
     def num_tokens(self) -> int:
         """Tokens that are selected."""
-        return int(self._kept_lengths_S().sum())
+        return int(self.sequence_lengths().sum())
 
     @property
     def num_sequences(self) -> int:
         """Sequences with a token that is selected."""
-        return int(np.count_nonzero(self._kept_lengths_S()))
+        return int(np.count_nonzero(self.sequence_lengths()))
 
     def sequences(self) -> pa.Table:
         """One row for each sequence of the file, whatever is selected: name, domain, and its tokens [start, end).
@@ -76,7 +76,7 @@ class RoutingTrace:
 
     def domains(self) -> tuple[str, ...]:
         """The domains of the selected sequences, in the order in which they first come."""
-        kept = self._sequences["domain"].filter(pa.array(self._kept_lengths_S() > 0))
+        kept = self._sequences["domain"].filter(pa.array(self.sequence_lengths() > 0))
         return tuple(kept.unique().to_pylist())
 
     def first(self, num_tokens: int) -> RoutingTrace:
@@ -90,7 +90,7 @@ class RoutingTrace:
                 f"num_tokens ({num_tokens}) must be between 1 and {self.num_tokens}, the tokens of {self.folder}; "
                 "ask for fewer or record more"
             )
-        totals_S = np.cumsum(self._kept_lengths_S())
+        totals_S = np.cumsum(self.sequence_lengths())
         last = int(np.searchsorted(totals_S, num_tokens))
         selected = copy.copy(self)
         # The selected part of a sequence ends where it does, or where an earlier `first` stopped.
@@ -161,8 +161,8 @@ class RoutingTrace:
             first_position=start - int(self._starts_S1[rows.start]) if is_kept_S[0] else 0,
         )
 
-    def _kept_lengths_S(self) -> NDArray[np.int64]:
-        """How many tokens of each sequence are selected."""
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """How many tokens of each sequence of the file are selected, int64 [sequences]."""
         return np.where(self._is_kept_S, np.diff(np.minimum(self._starts_S1, self._stop)), 0)
 
     def _batch(self, number: int) -> dict[str, NDArray[Any]]:

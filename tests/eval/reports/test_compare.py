@@ -67,7 +67,7 @@ def test_the_table_has_a_row_for_each_figure_and_a_column_for_each_report(folder
     assert [line[0] for line in cells[2:]] == list(rows)
     for line, of_reports in zip(cells[2:], rows.values(), strict=True):
         for cell, row in zip(line[1:], of_reports, strict=True):
-            assert cell == UNDEFINED if row is None else cell == f"{row.value} ({row.beside}; {row.num_tokens:,})"
+            assert cell == UNDEFINED if row is None else cell == f"{row.value} ({row.context}; {row.num_tokens:,})"
 
 
 def test_texts_are_plain_in_markdown(folders: list[Path]) -> None:
@@ -83,7 +83,7 @@ def test_the_page_has_the_rows_the_notes_and_the_commands(make_report) -> None:
         assert f"<bdi>{name}</bdi>" in page
         for row in rows:
             if row is not None:
-                assert f"<bdi>{row.value}</bdi><small>{row.beside}; {row.num_tokens:,} tokens</small>" in page
+                assert f"<bdi>{row.value}</bdi><small>{row.context}; {row.num_tokens:,} tokens</small>" in page
     for text in ("subsamples of 256 tokens", "of different texts", COMMAND, "pathmoe-eval paths --model m2"):
         assert text in page
 

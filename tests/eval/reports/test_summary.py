@@ -39,11 +39,30 @@ def test_every_figure_stands_with_its_chance_and_its_tokens(make_report) -> None
     assert rows["Information of neighbouring layers, bits"][1] == f"{bits(sum(nulls) / 4)} at most in 19 permutations"
     total = sections["perplexity"]["total"]
     assert rows["Perplexity"][0] == ratio(total["perplexity"])
-    low, high = total["perplexity_interval"]
-    assert rows["Perplexity"][1:] == (f"{ratio(low)} to {ratio(high)}, 95% interval over 4 documents", 296)
+    assert rows["Perplexity"][1:] == ("over 4 documents", 296)
     one = sections["perturbation"]["perturbed"][0]
     assert rows["Perplexity, permutation per layer"][0] == ratio(one["perplexity"])
     assert rows["Perplexity, permutation per layer"][1].startswith(f"{one['rise_percent']:+,.1f}% (")
+
+
+def test_intervals_hold_their_figures_and_stand_in_the_form_of_these(make_report) -> None:
+    sections = make_report()["sections"]
+    rows = {row.name: row for row in summary_rows(sections)}
+    ends = sections["intervals"]["ends"]
+    low, high = ends["concentration.whole.entropy.entropy_bits"]
+    assert rows["Path entropy H, bits"].interval == f"{bits(low)} to {bits(high)}"
+    assert rows["Effective paths, 2^H"].interval == f"{count(2**low)} to {count(2**high)}"
+    low, high = ends["consistency.engagement.all_layers.observed.token_share.3"]
+    assert rows["Tokens that keep an index 4 layers"].context.startswith(f"{percent(low)} to {percent(high)}; ")
+    low, high = sections["perplexity"]["total"]["perplexity_interval"]
+    assert rows["Perplexity"].interval == f"{ratio(low)} to {ratio(high)}"
+    without = [row.name for row in rows.values() if not row.interval]
+    assert without == [
+        "H of independent layers, bits", "Dead experts a layer", "Classes told by paths, above chance",
+        "Perplexity, permutation per layer", "Perplexity, permutation per router block", "Perplexity, logit noise 0.5",
+    ]  # fmt: skip
+    del sections["intervals"]
+    assert [row.name for row in summary_rows(sections) if row.interval] == ["Perplexity", "Bits per byte"]
 
 
 def test_companions_lead_between_independent_routers_and_indices_are_called_names(make_report) -> None:
@@ -71,8 +90,8 @@ def test_what_is_not_defined_is_said(make_report) -> None:
     sections = make_report(router_of_layer=(0, 0))["sections"]
     assert "Tokens that keep an index 4 layers" not in named(sections)
     total = sections["perplexity"]["total"] | {"perplexity_interval": None}
-    rows = named({"perplexity": sections["perplexity"] | {"total": total}})
-    assert rows["Perplexity"][1] == "no interval of so few documents"
+    rows = summary_rows({"perplexity": sections["perplexity"] | {"total": total}})
+    assert (rows[0].interval, rows[0].context) == ("", "over 4 documents")
     scores = sections["router_scores"] | {"mean_margin_logits": None}
     assert "Margin of the last choice, logits" not in named({"router_scores": scores})
     one = sections["perturbation"]["perturbed"][0]

@@ -1,0 +1,1 @@
+"""Intervals of figures of routing over the draw of documents."""
