@@ -89,7 +89,7 @@ def test_paths_writes_a_report_and_a_trace_that_gives_the_same_report(
     assert report["run"]["command"].startswith("pathmoe-eval paths --model ")
     assert report["sections"].keys() == {
         "perplexity", "concentration", "consistency", "flow", "load", "vocabulary", "coactivation", "router_scores",
-        "domains", "separation", "path_tokens", "intervals",
+        "domains", "separation", "path_tokens",
     }  # fmt: skip
 
     run(f"paths --trace {tmp_path}/out/trace --out {tmp_path}/again --sets true")
