@@ -79,7 +79,7 @@ def _group_of_sequence(trace: RoutingTrace) -> NDArray[np.int64]:
     lengths_S = trace.sequence_lengths()
     if trace.num_sequences <= _MAX_GROUPS:
         return np.maximum(np.cumsum(lengths_S > 0) - 1, 0)
-    begins_S = np.cumsum(lengths_S) - lengths_S
+    begins_S = np.minimum(np.cumsum(lengths_S) - lengths_S, trace.num_tokens - 1)  # also of what is not selected
     group_S = begins_S * _MAX_GROUPS // trace.num_tokens
     return np.unique(group_S, return_inverse=True)[1]
 

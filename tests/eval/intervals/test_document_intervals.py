@@ -99,6 +99,8 @@ def test_many_documents_are_left_out_in_groups_of_consecutive_ones(tmp_path: Pat
     assert figure is not None
     expected = jackknife_interval(figure, np.array(without, dtype=np.float64), sizes, 0.95)
     assert found["ends"][place] == pytest.approx(expected, abs=1e-9)
+    part = sections_of(trace.first(sum(lengths[:200])))["intervals"]
+    assert (part["num_documents"], part["num_groups"]) == (200, 64)
 
 
 def test_two_documents_have_no_intervals_and_a_part_of_a_trace_has_its_own(tmp_path: Path) -> None:
