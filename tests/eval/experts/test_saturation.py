@@ -61,14 +61,11 @@ def test_equals_brute_force(case):
 
 
 @given(pairs_of_routings(), st.data())
-def test_batching_order_and_merging_do_not_change_one_bit(case, data):
-    shape, earlier_NLK, later_NLK = case
-    order = data.draw(st.permutations(range(len(earlier_NLK))))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=4)))
-    chunks = list(zip(np.split(earlier_NLK[order], cuts), np.split(later_NLK[order], cuts), strict=True))
-    half = counted(shape, *chunks[::2])
-    half.merge(counted(shape, *chunks[1::2]))
-    assert half.result() == counted(shape, (earlier_NLK, later_NLK)).result()
+def test_batching_order_and_merging_do_not_change_one_bit(count_in_parts, case, data):
+    shape, *routings = case
+    tokens_N = np.arange(len(routings[0]))
+    parts = count_in_parts(lambda: counted(shape), data, *routings, tokens_N, tokens_N)
+    assert parts.result() == counted(shape, routings).result()
 
 
 @given(pairs_of_routings(), st.integers(0, 2**32 - 1))

@@ -60,15 +60,10 @@ def test_is_its_parts():
 
 
 @given(st.integers(1, 40), st.sampled_from([8, 16, 33, 70]), st.data())
-def test_batching_order_and_merging_do_not_change_one_bit(num_tokens, num_experts, data):
+def test_batching_order_and_merging_do_not_change_one_bit(count_in_parts, num_tokens, num_experts, data):
     ids_NLK = routing(num_tokens, num_experts=num_experts, seed=num_tokens)
-    shuffled_NLK = ids_NLK[data.draw(st.permutations(range(num_tokens)))]
-    cuts = sorted(data.draw(st.lists(st.integers(0, num_tokens), max_size=4)))
-    halves = [counts_for(ids_NLK, BLOCKS, num_experts) for _ in range(2)]
-    for index, chunk_NLK in enumerate(np.split(shuffled_NLK, cuts)):
-        halves[index % 2].update(chunk_NLK)
-    halves[0].merge(halves[1])
-    assert halves[0].result() == consistency(ids_NLK, BLOCKS, num_experts)
+    parts = count_in_parts(lambda: counts_for(ids_NLK, BLOCKS, num_experts), data, ids_NLK)
+    assert parts.result() == consistency(ids_NLK, BLOCKS, num_experts)
 
 
 @pytest.mark.parametrize(

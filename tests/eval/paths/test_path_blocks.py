@@ -78,17 +78,12 @@ def test_sets_equal_brute_force(seed, set_size):
 
 
 @given(cases(), st.data())
-def test_batching_masks_and_merging_do_not_change_one_bit(case, data):
+def test_batching_order_masks_and_merging_do_not_change_one_bit(count_in_parts, case, data):
     num_experts, ids_NL, blocks = case
     mask_N = data.draw(hnp.arrays(np.bool_, len(ids_NL)).filter(np.any))
-    halves = [counted(blocks, ids_NL[:0], num_experts) for _ in range(2)]
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids_NL)), max_size=4)))
-    for index, (batch_NL, batch_mask_N) in enumerate(
-        zip(np.split(np.where(mask_N[:, None], ids_NL, -1), cuts), np.split(mask_N, cuts), strict=True)
-    ):
-        halves[index % 2].update(batch_NL, batch_mask_N)
-    halves[0].merge(halves[1])
-    assert halves[0].result() == counted(blocks, ids_NL[mask_N], num_experts).result()
+    masked_NL = np.where(mask_N[:, None], ids_NL, -1)
+    parts = count_in_parts(lambda: counted(blocks, ids_NL[:0], num_experts), data, masked_NL, mask_N)
+    assert parts.result() == counted(blocks, ids_NL[mask_N], num_experts).result()
 
 
 @given(cases(), st.integers(0, 2**32 - 1))
