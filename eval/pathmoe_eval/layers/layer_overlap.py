@@ -17,12 +17,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.layer_blocks import (
-    LayerPairMeans,
-    check_router_of_layer,
-    layer_pair_means,
-    layer_pairs,
-)
+from pathmoe_eval.experts.load import count_picks
+from pathmoe_eval.layer_blocks import LayerPairMeans, check_router_of_layer, layer_pair_means, layer_pairs
 from pathmoe_eval.layers.expert_sets import set_blocks, set_sizes
 from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
@@ -102,8 +98,7 @@ class LayerOverlapCounts:
         """Add one of `set_blocks`."""
         self.num_tokens += masks_WLN.shape[-1]
         self._add_shared(masks_WLN)
-        for layer, load_E in enumerate(self._load_LE):
-            load_E += np.bincount(ids_KLN[:, layer].ravel(), minlength=len(load_E))
+        self._load_LE += count_picks(ids_KLN.transpose(1, 0, 2), self.shape.num_experts)
         if self._sets_LS.size:
             for sets_S, masks_N in zip(self._sets_LS, masks_WLN[0], strict=True):
                 sets_S += np.bincount(masks_N, minlength=len(sets_S))
