@@ -233,6 +233,7 @@ def _report(
     from pathmoe_eval.classes.text_classes import text_classes
     from pathmoe_eval.experts.saturation import SaturationCounts
     from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER, PerturbedSums, robustness
+    from pathmoe_eval.reports.report import FORMAT
     from pathmoe_eval.traces.routing_chunk import RoutingChunk
     from pathmoe_eval.traces.trace import open_trace
     from pathmoe_eval.traces.trace_header import TraceHeader
@@ -269,7 +270,7 @@ def _report(
         for name, setting in ((PER_LAYER, None), (PER_BLOCK, None), ("logit noise", 0.5))
     ]
     report = {
-        "format": 1,
+        "format": FORMAT,
         "run": {
             "command": f"pathmoe-eval paths --model {model}", "model": model, "data": "data.jsonl",
             "num_tokens": num_tokens, "num_sequences": 4, **shape, "router_of_layer": router_of_layer,

@@ -52,7 +52,7 @@ def concentration_rows(section: Section) -> list[SummaryRow]:
     entropy, estimates = whole["entropy"], whole["estimates"]
     tokens = entropy["num_tokens"]
     of_ceiling = f"{percent(whole['share_of_ceiling'])} of the ceiling, {bits(entropy['ceiling_bits'])}"
-    null = whole["independence"]["null_bits"]
+    null = whole["independence"]["entropy_bits_null"]
     return [
         SummaryRow("Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling, tokens),
         SummaryRow("H of unlimited data, bits", bits(estimates["chao_wang_jost_bits"]), _ESTIMATE, tokens),
@@ -75,7 +75,7 @@ def consistency_rows(section: Section) -> list[SummaryRow]:
 
 def _companion_rows(section: Section) -> list[SummaryRow]:
     information, matching, tokens = section["information"], section["matching"], section["num_tokens"]
-    chance = bits(mean(information["adjacent_null_highest_bits"]))
+    chance = bits(mean(information["adjacent_bits_null_highest"]))
     return [
         SummaryRow(
             "Information of neighbouring layers, bits",
@@ -86,7 +86,7 @@ def _companion_rows(section: Section) -> list[SummaryRow]:
         SummaryRow(
             "Agreement after matching experts",
             percent(matching["agreement_means"]["adjacent"]),
-            f"{percent(mean(matching['adjacent_agreement_null']))} by chance",
+            f"{percent(mean(matching['adjacent_agreement_null_permuted']))} by chance",
             tokens,
         ),
     ]
@@ -153,13 +153,13 @@ def router_rows(section: Section) -> list[SummaryRow]:
         SummaryRow(
             "Router entropy, bits",
             bits(section["mean_entropy_bits"]),
-            f"{bits(section['entropy_bits_uniform'])} for equal scores",
+            f"{bits(section['entropy_bits_null'])} for equal scores",
             tokens,
         ),
         SummaryRow(
             "Router confidence",
             percent(section["mean_confidence"]),
-            f"{percent(section['confidence_uniform'])} for equal scores",
+            f"{percent(section['confidence_null'])} for equal scores",
             tokens,
         ),
     ]

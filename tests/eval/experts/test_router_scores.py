@@ -65,8 +65,8 @@ def test_equals_brute_force(case):
     result = summed(model, (logits_NLE, ids_NLK)).result()
     assert (result.num_tokens, result.score_function) == (len(ids_NLK), model["score_function"])
     num_experts, per_token = model["num_experts"], model["num_experts_per_tok"]
-    assert result.entropy_bits_uniform == math.log2(num_experts)
-    assert (result.confidence_uniform, result.chosen_mass_uniform) == (1 / num_experts, per_token / num_experts)
+    assert result.entropy_bits_null == math.log2(num_experts)
+    assert (result.confidence_null, result.chosen_mass_null) == (1 / num_experts, per_token / num_experts)
     if per_token == num_experts:
         for name in ("margin_logits", "margin_scores", "margin_logits_quantiles"):
             assert getattr(result, name) is None

@@ -82,7 +82,7 @@ def test_equals_brute_force(case, min_occurrences, seed):
     assert (result.num_tokens, result.num_ids) == (sum(occurrences.values()), len(occurrences))
     assert result.num_ids_once == list(occurrences.values()).count(1)
     assert result.num_ids_in_means == sum(count >= min_occurrences for count in occurrences.values())
-    assert result.chance == what["num_ranks"] / what["num_experts"]
+    assert result.share_null == what["num_ranks"] / what["num_experts"]
     for place, layer in enumerate(what["layers"]):
         for ids, suffix in ((ids_N, ""), (shuffled_N, "_null")):
             expected = our_means(ids_NLK, ids, layer, what["num_ranks"], min_occurrences)
@@ -150,7 +150,7 @@ def test_random_experts_specialise_as_the_null_and_rare_ids_far_above_chance():
     assert ours.weighted_share == pytest.approx(ours.weighted_share_null, abs=0.01)
     assert ours.weighted_share[0] < ours.macro_share[0]
     assert script.macro_share == pytest.approx(script.macro_share_null, abs=0.02)
-    assert script.macro_share[0] > ours.macro_share[0] + 0.2 > ours.chance + 0.2
+    assert script.macro_share[0] > ours.macro_share[0] + 0.2 > ours.share_null + 0.2
 
 
 def test_an_expert_decided_by_the_next_id():

@@ -35,7 +35,7 @@ def brute_force(elements, block, possible_elements):
         "entropy_bits": entropy[0],
         "effective_paths": 2 ** entropy[0],
         "ceiling_bits": min(math.log2(len(paths)), len(block) * math.log2(possible_elements)),
-        "null_bits": null[0],
+        "entropy_bits_null": null[0],
         "total_correlation_bits": null[0] - entropy[0],
         "total_correlation_corrected_bits": null[1] - entropy[1],
     }
@@ -104,7 +104,7 @@ def test_independent_layers_have_no_total_correlation():
 def test_layers_that_copy_one_another_share_all_but_one_entropy():
     ids_NL = np.repeat(np.arange(8)[:, None], 5, axis=1)
     (result,) = counted([range(5)], ids_NL, 8).result()
-    assert (result.entropy_bits, result.null_bits, result.total_correlation_bits) == (3, 15, 12)
+    assert (result.entropy_bits, result.entropy_bits_null, result.total_correlation_bits) == (3, 15, 12)
     assert result.ceiling_bits == 3
 
 
