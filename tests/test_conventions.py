@@ -33,6 +33,10 @@ VOCABULARY = {
     "topk_weights": "expert_weights",
 }
 
+# `<figure>_null`, with the kind of null where there are several and what of it; see eval/README.md.
+NULL_NAME = re.compile(r"(\w+_)?null(_(uniform|loads|permuted))?(_(ratio|mean|std|highest|low|high))?(_means)?")
+LIKE_A_NULL = re.compile(r"null|chance|uniform")
+
 # `# TODO(#12): ...`, `# TODO(torch 2.14): ...`: who reads it can tell when it is due.
 ANCHORED_TODO = re.compile(r"(TODO|FIXME)\((#\d+|[\w-]+ v?\d[\w.]*)\): \S")
 # An exception to the lint or the types names its rule, and a second comment on the line gives the reason.
@@ -84,6 +88,18 @@ def unexplained_shapes(source: str) -> dict[str, set[str]]:
     return {name: letters for name, letters in missing.items() if letters}
 
 
+def misnamed_nulls(source: str) -> set[str]:
+    """Fields of classes that say what a figure is by chance, and are not called so."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    fields = {
+        node.target.id
+        for of_class in classes
+        for node in of_class.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    return {name for name in fields if LIKE_A_NULL.search(name) and not NULL_NAME.fullmatch(name)}
+
+
 def loose_ends(source: str) -> list[str]:
     """Comments that put something off without saying until when, or make an exception without saying why."""
     comments = [comment.string for comment in _comments(source)]
@@ -113,6 +129,12 @@ def test_one_word_for_one_thing() -> None:
     assert not lines, "\n".join(lines)
 
 
+def test_nulls_of_results_have_one_scheme_of_names() -> None:
+    files = sorted((ROOT / "eval" / "pathmoe_eval").rglob("*.py"))
+    lines = [f"{path.relative_to(ROOT)}: {name}" for path in files for name in misnamed_nulls(path.read_text())]
+    assert not lines, "\n".join(lines)
+
+
 def test_exceptions_and_postponements_give_their_reason() -> None:
     lines = [f"{path.relative_to(ROOT)}: {comment}" for path in _files() for comment in loose_ends(path.read_text())]
     assert not lines, "\n".join(lines)
@@ -132,6 +154,22 @@ def test_exceptions_and_postponements_give_their_reason() -> None:
 )
 def test_an_unexplained_shape_is_seen(source: str, unexplained: dict[str, set[str]]) -> None:
     assert unexplained_shapes(source) == unexplained
+
+
+@pytest.mark.parametrize(
+    ("name", "is_misnamed"),
+    [
+        ("entropy_bits", False),
+        ("entropy_bits_null", False),
+        ("jaccard_null_loads_ratio_means", False),
+        ("null_mean", False),
+        ("null_bits", True),
+        ("entropy_bits_uniform", True),
+        ("agreement_by_chance", True),
+    ],
+)
+def test_a_misnamed_null_is_seen(name: str, is_misnamed: bool) -> None:
+    assert misnamed_nulls(f"class A:\n    {name}: float\n") == ({name} if is_misnamed else set())
 
 
 @pytest.mark.parametrize(

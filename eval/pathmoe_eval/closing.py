@@ -94,7 +94,7 @@ class ClosingReport(Callback):
             adjacent = merged_over_ranks(self._adjacent).result()
             metrics |= {
                 "val/adjacent_agreement": adjacent.mean_agreement,
-                "val/adjacent_agreement_by_chance": adjacent.mean_agreement_null,
+                "val/adjacent_agreement_null": adjacent.mean_agreement_null,
                 "val/adjacent_mutual_information_bits": adjacent.mean_mutual_information_corrected_bits,
             }
         values = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}

@@ -115,7 +115,7 @@ class MonitorCounts:
         if self._adjacent is not None:
             adjacent = self._adjacent.result()
             of_layers["adjacent_agreement"] = np.array(adjacent.agreement)
-            of_layers["adjacent_agreement_by_chance"] = np.array(adjacent.agreement_null)
+            of_layers["adjacent_agreement_null"] = np.array(adjacent.agreement_null)
             of_layers["adjacent_mutual_information_bits"] = np.array(adjacent.mutual_information_corrected_bits)
         figures |= {name: float(np.mean(values_L)) for name, values_L in of_layers.items()}
         if per_layer:

@@ -3,7 +3,7 @@
 # Shapes: V vocabulary, N tokens of a stream, B blocks, S sequence, T = S + 1 tokens of a block.
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +12,7 @@ from pathmoe.data.blocks import to_table
 from pathmoe.data.manifest import SplitManifest
 from pathmoe.data.packing import cut_blocks, empty_stream, is_target, join, to_stream
 from pathmoe.data.splitting import text_hash
-from pathmoe.data.tokenizer import encode, token_byte_lengths
+from pathmoe.data.tokenizer import encode, text_batches, token_byte_lengths
 
 _CHARACTERS_PER_BATCH = 2_000_000
 
@@ -29,7 +29,7 @@ def pack_split(
     content = hashlib.sha256()
     num_documents = num_bytes = num_tokens = blocks = targets = stream_bytes = target_bytes = 0
     rest = empty_stream(vocab_size)
-    for batch in _batches(texts):
+    for batch in text_batches(texts, _CHARACTERS_PER_BATCH, len):
         for text in batch:
             content.update(text_hash(text))
         stream = to_stream(encode(tokenizer, batch), bos_id, eos_id, vocab_size)
@@ -55,17 +55,3 @@ def pack_split(
         # num_bytes and stream_bytes are equal, and drop out, for a byte-level tokenizer.
         bytes_per_target=num_bytes * target_bytes / (stream_bytes * targets) if targets else 0.0,
     )
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists long enough to keep the tokenizer's threads busy and short enough for memory."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size > _CHARACTERS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -5,7 +5,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ TRAIN_BPE = "train-bpe"
 """The value of `data.tokenizer` that asks for a tokenizer trained on the source."""
 
 END_OF_TEXT = "<|endoftext|>"
+_T = TypeVar("_T")
 _SMALLEST_VOCAB = len(pre_tokenizers.ByteLevel.alphabet()) + 1
 
 
@@ -85,6 +87,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
+
+
+def text_batches(texts: Iterable[_T], num_characters: int, length_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Texts, or what has one of this length, in lists to encode: each ends with the text that takes it above
+    `num_characters`, which is enough to keep the tokenizer's threads busy and bounds the memory."""
+    batch: list[_T] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += length_of(text)
+        if size > num_characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -41,6 +41,6 @@ def _path_entropy(figures: Mapping[str, float]) -> str:
 def _agreement(figures: Mapping[str, float]) -> str:
     if "val/adjacent_agreement" not in figures:
         return ""
-    chance = figures["val/adjacent_agreement_by_chance"]
+    chance = figures["val/adjacent_agreement_null"]
     shared = figures["val/adjacent_mutual_information_bits"]
     return f"{figures['val/adjacent_agreement']:.1%} (by chance {chance:.1%}), {shared:z.2f} bits shared"

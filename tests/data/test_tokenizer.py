@@ -15,6 +15,7 @@ from pathmoe.data.tokenizer import (
     encode,
     fingerprint,
     load_tokenizer,
+    text_batches,
     token_byte_lengths,
     train_bpe,
 )
@@ -112,6 +113,15 @@ def test_encoding_adds_no_special_tokens() -> None:
     tokenizer = sentencepiece_like()
     assert tokenizer.bos_token_id not in encode(tokenizer, ["a"])[0]
     assert all(TOKENIZER.bos_token_id not in ids for ids in encode(TOKENIZER, TEXTS))
+
+
+@given(st.lists(st.text(max_size=8)), st.integers(0, 20))
+def test_batches_of_texts_are_cut_where_they_are_long_enough(texts: list[str], num_characters: int) -> None:
+    batches = list(text_batches(texts, num_characters, len))
+    assert [text for batch in batches for text in batch] == texts
+    for batch in batches:
+        assert len("".join(batch[:-1])) <= num_characters
+    assert all(len("".join(batch)) > num_characters for batch in batches[:-1])
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused() -> None:

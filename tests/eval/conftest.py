@@ -1,10 +1,11 @@
-"""What several tests need: small models of random weights, ours and of other families, reports of all sections."""
+"""What several tests need: small models of random weights, tiny runs, counts in parts, reports of all sections."""
 
 # Shapes: N tokens, M documents, L MoE layers, K experts per token, E experts.
 
 import functools
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
 from pathmoe.data import train_bpe
 
+ROUTERS = {path.stem: path for path in (Path(__file__).resolve().parents[2] / "configs" / "routers").glob("*.yaml")}
 OURS = ("indep", "path_b4", "mono_b8", "omni", "x_moe", "recurrent", "low_rank")
 SHAPE: dict[str, Any] = {
     "vocab_size": 40,
@@ -31,16 +34,30 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+LATENT_ATTENTION = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 6,
+}
+LINEAR_ATTENTION = {
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+    "num_experts": 6,
+}
 THEIRS: dict[str, dict[str, Any]] = {
     "olmoe": {"intermediate_size": 8, "num_experts": 6},
     "mixtral": {"intermediate_size": 8, "num_local_experts": 6},
     "deepseek_v3": {
-        "q_lora_rank": 16,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 8,
-        "n_routed_experts": 6,
+        **LATENT_ATTENTION,
         "moe_intermediate_size": 8,
         "intermediate_size": 8,
         "first_k_dense_replace": 1,
@@ -64,6 +81,35 @@ THEIRS: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 8, "moe_num_experts": 6, "moe_top_k": 2},
     },
 }
+RECORDED: dict[str, dict[str, Any]] = THEIRS | {
+    "qwen2_moe": {
+        "moe_intermediate_size": 8,
+        "intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_experts": 6,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_next": LINEAR_ATTENTION,
+    "qwen3_5_moe_text": LINEAR_ATTENTION,
+    "granitemoehybrid": {
+        "intermediate_size": 8,
+        "shared_intermediate_size": 8,
+        "num_local_experts": 6,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+    },
+    "longcat_flash": LATENT_ATTENTION
+    | {
+        "num_hidden_layers": 6,
+        "ffn_hidden_size": 8,
+        "expert_ffn_hidden_size": 8,
+        "zero_expert_num": 2,
+        "moe_topk": 2,
+        "head_dim": 8,
+    },
+}
 
 BuildMoE = Callable[..., Any]
 """From a name and fields of the configuration to a model in evaluation mode; the same seed gives the same weights."""
@@ -75,15 +121,15 @@ def _build(name: str, **fields: Any) -> Any:
     import pathmoe  # noqa: F401  # makes our models known to transformers
 
     torch.manual_seed(0)
-    if name in OURS:
-        path = Path(__file__).resolve().parents[2] / "configs" / "routers" / f"{name}.yaml"
-        own = yaml.safe_load(path.read_text())["model"]["config"]
+    if name in ROUTERS:
+        own = yaml.safe_load(ROUTERS[name].read_text())["model"]["config"]
         own |= {"moe_intermediate_size": 8, "num_experts": 6, "num_hidden_layers": 9}
         config = AutoConfig.for_model("pathmoe", **SHAPE | own | fields)
     else:
-        config = AutoConfig.for_model(name, **SHAPE | THEIRS[name] | fields)
+        config = AutoConfig.for_model(name, **SHAPE | RECORDED[name] | fields)
     model: Any = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
+        # Biases of the choice move it away from the order of the weights; norms stay what they are.
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.2)
     for buffer_name, buffer in model.named_buffers():
@@ -100,8 +146,67 @@ def build_moe() -> BuildMoE:
 
 @pytest.fixture(params=[*OURS, *THEIRS])
 def moe_name(request: pytest.FixtureRequest) -> str:
-    """Each name."""
+    """Each name that interventions are tested with."""
     return str(request.param)
+
+
+@pytest.fixture(params=RECORDED)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each name of another family's model."""
+    return str(request.param)
+
+
+@pytest.fixture(params=sorted(ROUTERS))
+def router(request: pytest.FixtureRequest) -> str:
+    """Each name of ours."""
+    return str(request.param)
+
+
+FitTiny = Callable[..., Path]
+"""From a folder that is to be the run's and fields of the configuration to that folder, after two steps."""
+
+
+def _fit_tiny(folder: Path, **fields: Any) -> Path:
+    from pathmoe.training.cli import main
+
+    fields = {"vocab_size": 300, "hidden_size": 16, "moe_intermediate_size": 8, "num_experts": 4} | fields
+    settings = {
+        **{f"model.config.{name}": value for name, value in fields.items()},
+        "model.schedule.warmup_steps": 0, "data.source": "c-functions", "data.num_documents": 60,
+        "data.sequence_length": 32, "data.micro_batch_size": 2, "trainer.max_steps": 2, "run_dir": folder,
+    }  # fmt: skip
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py"])
+        main(["fit", "--config", "tiny", *flags])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fit_tiny() -> FitTiny:
+    """Train a tiny run by the command line."""
+    return _fit_tiny
+
+
+CountInParts = Callable[..., Any]
+"""From a function that makes an empty accumulator, hypothesis' data and the columns of its `update` to one that has
+counted them."""
+
+
+@pytest.fixture(scope="session")
+def count_in_parts() -> CountInParts:
+    """Count tokens in any order and in chunks of any size, in two accumulators by turns, one merged into the other."""
+
+    def count(make: Callable[[], Any], data: st.DataObject, *columns: NDArray[Any]) -> Any:
+        order_N = np.array(data.draw(st.permutations(range(len(columns[0])))), dtype=np.int64)
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(order_N)), max_size=4)))
+        halves = [make(), make()]
+        for index, rows in enumerate(np.split(order_N, cuts)):
+            halves[index % 2].update(*(column[rows] for column in columns))
+        halves[0].merge(halves[1])
+        return halves[0]
+
+    return count
 
 
 MakeReport = Callable[..., dict[str, Any]]
@@ -128,6 +233,7 @@ def _report(
     from pathmoe_eval.classes.text_classes import text_classes
     from pathmoe_eval.experts.saturation import SaturationCounts
     from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER, PerturbedSums, robustness
+    from pathmoe_eval.reports.report import FORMAT
     from pathmoe_eval.traces.routing_chunk import RoutingChunk
     from pathmoe_eval.traces.trace import open_trace
     from pathmoe_eval.traces.trace_header import TraceHeader
@@ -164,7 +270,7 @@ def _report(
         for name, setting in ((PER_LAYER, None), (PER_BLOCK, None), ("logit noise", 0.5))
     ]
     report = {
-        "format": 1,
+        "format": FORMAT,
         "run": {
             "command": f"pathmoe-eval paths --model {model}", "model": model, "data": "data.jsonl",
             "num_tokens": num_tokens, "num_sequences": 4, **shape, "router_of_layer": router_of_layer,

@@ -123,7 +123,7 @@ def test_figures_are_those_of_the_exported_model(
     assert figures["val/paths"] == paths.num_paths
     assert figures["val/path_entropy_bits"] == pytest.approx(paths.entropy_bits, rel=1e-12)
     assert figures["val/adjacent_agreement"] == pytest.approx(adjacent.mean_agreement, rel=1e-12)
-    assert figures["val/adjacent_agreement_by_chance"] == pytest.approx(adjacent.mean_agreement_null, rel=1e-12)
+    assert figures["val/adjacent_agreement_null"] == pytest.approx(adjacent.mean_agreement_null, rel=1e-12)
     assert figures["val/adjacent_mutual_information_bits"] == pytest.approx(information_bits(path_ids_TL), rel=1e-9)
     assert figures["val/loss"] == pytest.approx(nats / len(targets), rel=1e-6)
     # Its programs are ASCII, so that each token is text of its own.
@@ -144,7 +144,7 @@ def test_the_table_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     tokens = figures["val/tokens"]
     entropy = f"{figures['val/path_entropy_bits']:.2f} bits of {math.log2(tokens):.2f} that {tokens:,} tokens allow"
     assert f"path entropy              {entropy}\n" in shown
-    agreement = f"{figures['val/adjacent_agreement']:.1%} (by chance {figures['val/adjacent_agreement_by_chance']:.1%})"
+    agreement = f"{figures['val/adjacent_agreement']:.1%} (by chance {figures['val/adjacent_agreement_null']:.1%})"
     shared = figures["val/adjacent_mutual_information_bits"]
     assert f"adjacent-layer agreement  {agreement}, {shared:z.2f} bits shared\n" in shown
     assert f"({figures['tokens']:,} in {figures['seconds']:,.0f} s)\n" in shown
@@ -277,7 +277,7 @@ def test_every_line_fits() -> None:
         "val/path_entropy_bits": 22.345,
         "val/path_entropy_ceiling_bits": math.log2(123456789012),
         "val/adjacent_agreement": 1.0,
-        "val/adjacent_agreement_by_chance": 1.0,
+        "val/adjacent_agreement_null": 1.0,
         "val/adjacent_mutual_information_bits": -0.001,
         "tokens_per_second": 1234567890.1,
         "tokens": 123456789012345,

@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pathmoe.training.cli import main as train
 from pathmoe.training.errors import with_one_line_errors
 from pathmoe.training.open_run import open_run
 from pathmoe_eval.flow import Flow, flow_svg, main, record_paths
@@ -48,23 +48,8 @@ def test_panels_stand_side_by_side() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run of the command line."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    fields = {
-        "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 3, "moe_intermediate_size": 8, "num_experts": 4,
-        "layers_per_router": [1, 2],
-    }  # fmt: skip
-    settings = {
-        **{f"model.config.{name}": value for name, value in fields.items()},
-        "model.schedule.warmup_steps": 0, "data.source": "c-functions", "data.num_documents": 60,
-        "data.sequence_length": 32, "data.micro_batch_size": 2, "trainer.max_steps": 2, "run_dir": folder,
-    }  # fmt: skip
-    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py"])
-        train(["fit", "--config", "tiny", *flags])
-    return folder
+def run(fit_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit_tiny(tmp_path_factory.mktemp("runs") / "first", num_hidden_layers=3, layers_per_router=[1, 2])
 
 
 @torch.inference_mode()

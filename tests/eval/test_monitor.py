@@ -101,7 +101,7 @@ def figures_by_definition(model: PathMoEForCausalLM, batches: list[dict[str, Ten
         ) - (entropy_bits(list(map(float, both.values()))) + (len(both) - 1) / correction)
         of_pair = {
             "adjacent_agreement": sum(x == y for x, y in zip(a, b, strict=True)) / tokens,
-            "adjacent_agreement_by_chance": sum(a.count(e) * b.count(e) for e in range(experts)) / tokens**2,
+            "adjacent_agreement_null": sum(a.count(e) * b.count(e) for e in range(experts)) / tokens**2,
             "adjacent_mutual_information_bits": information,
         }
         for name, value in of_pair.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import random
 import shutil
 import sys
@@ -84,6 +85,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(8):
         (folder / f"{number}.txt").write_text(" ".join(rng.choices(words, k=400)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def short_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of short documents, so that blocks differ in their number of targets."""
+    file = tmp_path_factory.mktemp("documents") / "short.jsonl"
+    texts = [" ".join(f"{number * place % 97}" for place in range(number % 11)) for number in range(1, 600)]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return file
 
 
 @pytest.fixture(scope="session")

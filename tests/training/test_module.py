@@ -3,7 +3,6 @@
 # Shapes: B batch, S sequence, T = B*S tokens, E experts, K experts per token, L MoE layers.
 
 import copy
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,9 @@ SOURCE = Path()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _documents(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Short documents, so that blocks differ in their number of targets."""
+def _documents(short_documents: Path) -> None:
     global SOURCE
-    SOURCE = tmp_path_factory.mktemp("documents") / "short.jsonl"
-    texts = [" ".join(f"{number * place % 97}" for place in range(number % 11)) for number in range(1, 600)]
-    SOURCE.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    SOURCE = short_documents
 
 
 def data(micro_batch_size: int = BLOCKS) -> TokenDataModule:

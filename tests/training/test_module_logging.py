@@ -45,14 +45,14 @@ TRAIN_KEYS = {
 }
 VALIDATION_KEYS = {
     *(f"val/{name}" for name in ("loss", "perplexity", "bits_per_byte", "path_entropy_bits")),
-    *(f"val/{name}" for name in ("path_entropy_ceiling_bits", "adjacent_agreement", "adjacent_agreement_by_chance")),
+    *(f"val/{name}" for name in ("path_entropy_ceiling_bits", "adjacent_agreement", "adjacent_agreement_null")),
     "val/adjacent_mutual_information_bits",
 }
 
 PATH_KEYS = {
     *(f"paths/{name}" for name in ("tokens", "entropy_bits", "effective_paths", "distinct", "entropy_ceiling_bits")),
     *(f"paths/{name}" for name in ("load_entropy", "max_over_mean_load", "dead_experts", "router_entropy_bits")),
-    *(f"paths/adjacent_{name}" for name in ("agreement", "agreement_by_chance", "mutual_information_bits")),
+    *(f"paths/adjacent_{name}" for name in ("agreement", "agreement_null", "mutual_information_bits")),
     "paths/cost_share",
 }
 

@@ -42,12 +42,9 @@ Recorded = dict[str, Any]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _documents(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Short documents, so that blocks differ in their number of targets."""
+def _documents(short_documents: Path) -> None:
     global SOURCE
-    SOURCE = tmp_path_factory.mktemp("documents") / "short.jsonl"
-    texts = [" ".join(f"{number * place % 97}" for place in range(number % 11)) for number in range(1, 600)]
-    SOURCE.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    SOURCE = short_documents
 
 
 def data(micro_batch_size: int, **options: Any) -> TokenDataModule:

@@ -9,7 +9,7 @@ FIGURES = {
     "val/path_entropy_bits": 5.321,
     "val/path_entropy_ceiling_bits": 10.0,
     "val/adjacent_agreement": 0.7834,
-    "val/adjacent_agreement_by_chance": 0.25,
+    "val/adjacent_agreement_null": 0.25,
     "val/adjacent_mutual_information_bits": -0.0001,
 }
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pathmoe.data import Source, TokenDataModule, encode
 from pathmoe.data.local_files import find_files, read_file, read_records, text_of
 from pathmoe.data.sources import C_FUNCTIONS, PYTHON_STDLIB, load_rows
-from pathmoe.data.tokenizer import token_byte_lengths
+from pathmoe.data.tokenizer import text_batches, token_byte_lengths
 from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel
 
 _HUB_SPLIT = "validation"
@@ -93,7 +93,8 @@ def read_evaluated(data: EvaluatedData, model: EvaluatedModel) -> Iterator[Evalu
     num_documents = num_tokens = 0
     token_bytes_V = token_byte_lengths(model.tokenizer)
     with _as_options():
-        for batch in _batches(islice(_texts(data, model), data.max_documents)):
+        texts = islice(_texts(data, model), data.max_documents)
+        for batch in text_batches(texts, _CHARACTERS_PER_BATCH, lambda text: len(text.text)):
             for text, ids in zip(batch, _encode(model, [text.text for text in batch]), strict=True):
                 document = _document(text, np.array(ids, dtype=np.int64), token_bytes_V)
                 _check_vocabulary(document, model)
@@ -188,20 +189,6 @@ def _domain(row: dict[str, Any], domain_key: str | None, where: str) -> str | No
 
 
 # --- tokens ---
-
-
-def _batches(texts: Iterator[_Text]) -> Iterator[list[_Text]]:
-    """Texts in lists long enough to keep the tokenizer's threads busy."""
-    batch: list[_Text] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text.text)
-        if size > _CHARACTERS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _encode(model: EvaluatedModel, texts: list[str]) -> list[list[int]]:

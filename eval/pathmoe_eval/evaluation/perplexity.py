@@ -10,18 +10,18 @@ after a bos, of all but the first token's without. It compares models of differe
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
+from pathmoe_eval.bootstrap import Bootstrap
 from pathmoe_eval.evaluation.scoring import TokenScores
 
-_CELLS_PER_BATCH = 1 << 22
+_MAX_PERPLEXITY = 1e100
+"""Its square, which the deviation of several takes, is a float too."""
 
 
 class ScoredDocument(Protocol):
@@ -56,7 +56,7 @@ class Perplexity:
     nats: float
     """Sum of -ln p, correctly rounded over a document's tokens and then over documents, hence the same in any order."""
     perplexity: float | None
-    """exp(nats / num_tokens); None without tokens, or beyond the range of floats."""
+    """exp(nats / num_tokens); None without tokens, or beyond 1e100."""
     bits_per_byte: float | None
     """nats / ln 2 / num_bytes; None without bytes."""
 
@@ -111,9 +111,7 @@ def perplexity(
 ) -> PerplexityResult:
     """Perplexity of scored tokens, over documents, domains and all.
 
-    Tokens of a document depend on each other, so intervals resample whole documents (the bootstrap of a ratio of sums,
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13; percentile intervals are our
-    choice). They are narrow only if there are many documents, and too narrow when those are few: below about twenty.
+    Intervals are those of a ratio of sums over documents: see `Bootstrap`.
 
     Args:
         scores: in any order; each token once.
@@ -125,15 +123,11 @@ def perplexity(
     Raises:
         ValueError: no scored token, a score of a document that is not there, or a bootstrap setting out of range.
     """
-    if num_resamples < 2:
-        raise ValueError(f"--num_resamples ({num_resamples}) must be at least 2; raise it")
-    if not 0 < confidence < 1:
-        raise ValueError(f"--confidence ({confidence}) must lie between 0 and 1; change it")
+    settings = Bootstrap(num_resamples=num_resamples, seed=seed, confidence=confidence)
     by_document = _by_document(scores, documents)
     scored = [document for document in by_document if document.num_tokens]
     if not scored:
         raise ValueError("--data (0 scored tokens) must hold a document of at least 2 tokens; give longer text")
-    settings = _Bootstrap(num_resamples, seed, confidence)
     of_domain: dict[str, list[DocumentPerplexity]] = {}
     for document in scored:
         of_domain.setdefault(document.domain, []).append(document)
@@ -147,10 +141,9 @@ def perplexity(
     )
 
 
-class _Bootstrap(NamedTuple):
-    num_resamples: int
-    seed: int
-    confidence: float
+def perplexity_of(nats_per_token: float) -> float | None:
+    """exp(nats per token); None beyond 1e100."""
+    return math.exp(nats_per_token) if nats_per_token < math.log(_MAX_PERPLEXITY) else None
 
 
 def _by_document(scores: TokenScores, documents: Sequence[ScoredDocument]) -> tuple[DocumentPerplexity, ...]:
@@ -179,16 +172,12 @@ def _figures(*, num_documents: int, num_tokens: int, num_bytes: float, nats: flo
         "num_tokens": num_tokens,
         "num_bytes": num_bytes,
         "nats": nats,
-        "perplexity": _exp(nats / num_tokens) if num_tokens else None,
+        "perplexity": perplexity_of(nats / num_tokens) if num_tokens else None,
         "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
     }
 
 
-def _exp(nats_per_token: float) -> float | None:
-    return math.exp(nats_per_token) if nats_per_token < math.log(sys.float_info.max) else None
-
-
-def _pooled(documents: Sequence[DocumentPerplexity], settings: _Bootstrap) -> dict[str, Any]:
+def _pooled(documents: Sequence[DocumentPerplexity], settings: Bootstrap) -> dict[str, Any]:
     """The fields of `PerplexityWithInterval`."""
     figures = _figures(
         num_documents=len(documents),
@@ -198,7 +187,7 @@ def _pooled(documents: Sequence[DocumentPerplexity], settings: _Bootstrap) -> di
     )
     nats_M = np.array([document.nats for document in documents])
     per_token = _interval(nats_M, np.array([document.num_tokens for document in documents]), settings)
-    ends = None if per_token is None else (_exp(per_token[0]), _exp(per_token[1]))
+    ends = None if per_token is None else (perplexity_of(per_token[0]), perplexity_of(per_token[1]))
     per_byte = _interval(nats_M / math.log(2), np.array([document.num_bytes for document in documents]), settings)
     return figures | {
         "perplexity_interval": None if ends is None or None in ends else ends,
@@ -207,20 +196,12 @@ def _pooled(documents: Sequence[DocumentPerplexity], settings: _Bootstrap) -> di
 
 
 def _interval(
-    numerator_M: NDArray[np.floating], denominator_M: NDArray[Any], settings: _Bootstrap
+    numerator_M: NDArray[np.floating], denominator_M: NDArray[Any], settings: Bootstrap
 ) -> tuple[float, float] | None:
-    """Percentile interval of sum(numerator) / sum(denominator) over resampled pairs."""
-    if len(numerator_M) < 2 or not denominator_M.all():
+    """Of sum(numerator) / sum(denominator)."""
+    if not denominator_M.all():
         return None
-    found = bootstrap(
+    return settings.interval(
         (numerator_M, denominator_M),
         lambda numerator, denominator, axis: numerator.sum(axis=axis) / denominator.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=settings.num_resamples,
-        confidence_level=settings.confidence,
-        batch=max(1, _CELLS_PER_BATCH // len(numerator_M)),
-        rng=settings.seed,
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    )

@@ -32,9 +32,9 @@ class DomainShares:
     share: tuple[tuple[float, ...], ...]
     """Eq. 7: share of the domain's tokens for which the expert is in the top-k. OLMoE's notebook divides by picks, not
     by tokens, so what it plots is smaller by a factor of k."""
-    share_null_low: tuple[tuple[float, ...], ...]
+    share_null_permuted_low: tuple[tuple[float, ...], ...]
     """Lower end of the middle 95% of what the share is when documents get the domain of a random other one."""
-    share_null_high: tuple[tuple[float, ...], ...]
+    share_null_permuted_high: tuple[tuple[float, ...], ...]
     """Upper end of it."""
 
 
@@ -50,7 +50,7 @@ class DomainSpecialisation:
     """Tokens that were counted."""
     num_documents: int
     """Documents with tokens."""
-    chance: float
+    share_null_uniform: float
     """num_experts_per_tok / num_experts: every share if the domain did not matter and the load was equal."""
     domains: tuple[DomainShares, ...]
     """Each domain's shares, in the order of the names."""
@@ -60,7 +60,7 @@ class DomainSpecialisation:
     """Its mean over the permutations."""
     information_p_value: tuple[float, ...]
     """Share of the permutations, and of the true domains among them, with at least this information."""
-    outside_null: tuple[float, ...]
+    outside_share: tuple[float, ...]
     """Share of the pairs of domain and expert whose share lies outside its 95% by chance; about 0.05 by chance."""
     mean_information_bits: float
     """Mean of `information_bits` over layers."""
@@ -176,22 +176,22 @@ class DomainCounts:
         return DomainSpecialisation(
             num_tokens=num_tokens,
             num_documents=len(tokens_S),
-            chance=self.shape.num_experts_per_tok / self.shape.num_experts,
+            share_null_uniform=self.shape.num_experts_per_tok / self.shape.num_experts,
             domains=tuple(
                 DomainShares(
                     domain=name,
                     num_documents=int(documents_D[domain]),
                     num_tokens=int(tokens_S[domain_S == domain].sum()),
                     share=_nested(share_LDE[:, domain]),
-                    share_null_low=_nested(low_LDE[:, domain]),
-                    share_null_high=_nested(high_LDE[:, domain]),
+                    share_null_permuted_low=_nested(low_LDE[:, domain]),
+                    share_null_permuted_high=_nested(high_LDE[:, domain]),
                 )
                 for domain, name in enumerate(self.domains)
             ),
             information_bits=tuple(information_LP[:, 0].tolist()),
             information_bits_null=tuple(null_L.tolist()),
             information_p_value=tuple(reached_LP.mean(axis=1).tolist()),
-            outside_null=tuple(outside_LDE.mean(axis=(1, 2)).tolist()),
+            outside_share=tuple(outside_LDE.mean(axis=(1, 2)).tolist()),
             mean_information_bits=float(information_LP[:, 0].mean()),
             mean_information_bits_null=float(null_L.mean()),
         )

@@ -38,15 +38,15 @@ class RouterScores:
     """softmax or sigmoid, as the model has it."""
     entropy_bits: tuple[float, ...]
     """Mean over tokens of the entropy of the scores, in bits."""
-    entropy_bits_uniform: float
+    entropy_bits_null: float
     """log2(num_experts): equal scores, the highest entropy."""
     confidence: tuple[float, ...]
     """Mean over tokens of the highest score."""
-    confidence_uniform: float
+    confidence_null: float
     """1 / num_experts: equal scores, the lowest confidence."""
     chosen_mass: tuple[float, ...]
     """Mean over tokens of the sum of the chosen experts' scores."""
-    chosen_mass_uniform: float
+    chosen_mass_null: float
     """num_experts_per_tok / num_experts: equal scores."""
     margin_logits: tuple[float, ...] | None
     """Mean over tokens of the k-th highest logit minus the next; None where every expert is chosen."""
@@ -140,11 +140,11 @@ class RouterScoreSums:
             num_tokens=self.num_tokens,
             score_function=self.score_function,
             entropy_bits=entropy,
-            entropy_bits_uniform=math.log2(num_experts),
+            entropy_bits_null=math.log2(num_experts),
             confidence=confidence,
-            confidence_uniform=1 / num_experts,
+            confidence_null=1 / num_experts,
             chosen_mass=mass,
-            chosen_mass_uniform=per_token / num_experts,
+            chosen_mass_null=per_token / num_experts,
             margin_logits=margin_logits if has_margin else None,
             margin_logits_quantiles=quantiles if has_margin else None,
             margin_scores=margin_scores if has_margin else None,

@@ -27,17 +27,17 @@ class Saturation:
     """Tokens that were counted."""
     all_picks: tuple[float, ...]
     """Mean over tokens of the share of the k experts of the later checkpoint that the earlier one picks too."""
-    all_picks_null: float
+    all_picks_null_uniform: float
     """k / num_experts: two independent choices of equally loaded experts."""
-    all_picks_load_null: tuple[float, ...]
+    all_picks_null_loads: tuple[float, ...]
     """Independent choices with each checkpoint's own loads: sum over experts of p(e) q(e) / k, p and q the shares of
     tokens that pick e. Above it, checkpoints agree about tokens and not only about which experts are busy."""
     first_picks: tuple[float, ...]
     """Share of tokens whose expert of the highest weight is the same."""
-    first_picks_null: float
+    first_picks_null_uniform: float
     """1 / num_experts."""
-    first_picks_load_null: tuple[float, ...]
-    """As `all_picks_load_null`, for the experts of the highest weight."""
+    first_picks_null_loads: tuple[float, ...]
+    """As `all_picks_null_loads`, for the experts of the highest weight."""
     mean_all_picks: float
     """Mean of `all_picks` over layers."""
     mean_first_picks: float
@@ -115,11 +115,11 @@ class SaturationCounts:
         return Saturation(
             num_tokens=self.num_tokens,
             all_picks=tuple(all_picks_L.tolist()),
-            all_picks_null=per_token / num_experts,
-            all_picks_load_null=tuple((expected_shared_2L[0] / per_token).tolist()),
+            all_picks_null_uniform=per_token / num_experts,
+            all_picks_null_loads=tuple((expected_shared_2L[0] / per_token).tolist()),
             first_picks=tuple(first_picks_L.tolist()),
-            first_picks_null=1 / num_experts,
-            first_picks_load_null=tuple(expected_shared_2L[1].tolist()),
+            first_picks_null_uniform=1 / num_experts,
+            first_picks_null_loads=tuple(expected_shared_2L[1].tolist()),
             mean_all_picks=float(np.mean(all_picks_L)),
             mean_first_picks=float(np.mean(first_picks_L)),
         )

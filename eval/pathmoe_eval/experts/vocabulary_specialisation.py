@@ -30,8 +30,8 @@ _MAX_TOKENS = np.iinfo(np.int32).max
 class VocabularySpecialisation:
     """Vocabulary specialisation; tuples have one entry per counted layer.
 
-    The nulls are of the same tokens with their ids in random order. They are far above `chance` for rare ids: the most
-    frequent expert of an id that occurs once has 100% of it by construction.
+    The nulls are of the same tokens with their ids in random order. They are far above `share_null` for rare ids: the
+    most frequent expert of an id that occurs once has 100% of it by construction.
     """
 
     layers: tuple[int, ...]
@@ -46,7 +46,7 @@ class VocabularySpecialisation:
     """Occurrences that an id needs to be in the means; 1 with `olmoe_script`."""
     num_ids_in_means: int
     """Ids that have them."""
-    chance: float
+    share_null: float
     """Share of each expert if the ids did not matter and the load was equal: ranks / experts."""
     macro_share: tuple[float, ...] | None
     """Mean, over ids, of the share of the id's most frequent expert; None without an id of enough occurrences."""
@@ -204,7 +204,7 @@ class VocabularyCounts:
             num_ids_once=int(np.count_nonzero(occurrences_V == 1)),
             min_occurrences=1 if olmoe_script else min_occurrences,
             num_ids_in_means=len(counts_V),
-            chance=self.num_ranks / self.shape.num_experts,
+            share_null=self.num_ranks / self.shape.num_experts,
             macro_share=macro,
             macro_share_null=macro_null,
             weighted_share=weighted,

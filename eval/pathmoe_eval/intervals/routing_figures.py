@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pathmoe_eval.experts.load import LoadCounts, balance_figures
 from pathmoe_eval.experts.router_scores import RouterScoreSums
-from pathmoe_eval.layers.agreement import agreement_of_joint_counts
+from pathmoe_eval.layers.agreement import index_agreement, mutual_information_bits
 from pathmoe_eval.layers.consistency import ConsistencyCounts
 from pathmoe_eval.layers.matching import best_matching
 from pathmoe_eval.paths.coverage import TOP_PATHS, tokens_on_top
@@ -40,10 +40,11 @@ def layer_figures(counts: ConsistencyCounts) -> dict[str, float]:
     """Figures of layers, over all neighbouring pairs or all pairs of a kind."""
     joint_AEE = counts.joint.adjacent_top1()
     num_tokens = counts.joint.num_tokens
-    agreement = agreement_of_joint_counts(joint_AEE)
     figures = {
-        "consistency.agreement.mean_agreement": agreement.mean_agreement,
-        "consistency.information.corrected_bits_means.adjacent": agreement.mean_mutual_information_corrected_bits,
+        "consistency.agreement.mean_agreement": index_agreement(joint_AEE).mean_agreement,
+        "consistency.information.corrected_bits_means.adjacent": float(
+            np.mean([mutual_information_bits(joint_EE)[1] for joint_EE in joint_AEE])
+        ),
         "consistency.matching.agreement_means.adjacent": float(
             np.mean([best_matching(joint_EE) / num_tokens for joint_EE in joint_AEE])
         ),

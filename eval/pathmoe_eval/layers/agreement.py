@@ -23,8 +23,8 @@ _MAX_EXPERTS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdjacentAgreement:
-    """Agreement and mutual information of adjacent layers' top-1 experts; tuples have one entry per pair (l, l + 1)."""
+class IndexAgreement:
+    """Agreement of adjacent layers' top-1 experts; tuples have one entry per pair (l, l + 1)."""
 
     num_tokens: int
     """Tokens that were counted."""
@@ -32,14 +32,20 @@ class AdjacentAgreement:
     """Share of tokens whose expert index is the same in both layers; meaningless between independent routers."""
     agreement_null: tuple[float, ...]
     """What independent choices with the same loads would give: sum over e of p_l(e) p_{l+1}(e)."""
-    mutual_information_bits: tuple[float, ...]
-    """Plug-in mutual information in bits, invariant under relabelling of experts; too high in small samples."""
-    mutual_information_corrected_bits: tuple[float, ...]
-    """The same with the Miller-Madow correction; near 0 (also below) for independent layers."""
     mean_agreement: float
     """Mean of `agreement` over pairs."""
     mean_agreement_null: float
     """Mean of `agreement_null` over pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjacentAgreement(IndexAgreement):
+    """The same with the mutual information of each pair of layers."""
+
+    mutual_information_bits: tuple[float, ...]
+    """Plug-in mutual information in bits, invariant under relabelling of experts; too high in small samples."""
+    mutual_information_corrected_bits: tuple[float, ...]
+    """The same with the Miller-Madow correction; near 0 (also below) for independent layers."""
     mean_mutual_information_bits: float
     """Mean of `mutual_information_bits` over pairs."""
     mean_mutual_information_corrected_bits: float
@@ -111,11 +117,18 @@ class AdjacentCounts:
             ValueError: no token was counted.
         """
         check_some_tokens(int(self._joint_AEE[0].sum()))
-        return agreement_of_joint_counts(self._joint_AEE)
+        plug_in, corrected = zip(*(mutual_information_bits(joint_EE) for joint_EE in self._joint_AEE), strict=True)
+        return AdjacentAgreement(
+            **vars(index_agreement(self._joint_AEE)),
+            mutual_information_bits=plug_in,
+            mutual_information_corrected_bits=corrected,
+            mean_mutual_information_bits=float(np.mean(plug_in)),
+            mean_mutual_information_corrected_bits=float(np.mean(corrected)),
+        )
 
 
-def agreement_of_joint_counts(joint_AEE: NDArray[np.int64]) -> AdjacentAgreement:
-    """Agreement and mutual information of adjacent layers from the joint counts of their top-1 experts.
+def index_agreement(joint_AEE: NDArray[np.int64]) -> IndexAgreement:
+    """Agreement of adjacent layers from the joint counts of their top-1 experts.
 
     Args:
         joint_AEE: int64 [pairs of adjacent layers, experts of the first, experts of the second], of at least one token.
@@ -123,17 +136,12 @@ def agreement_of_joint_counts(joint_AEE: NDArray[np.int64]) -> AdjacentAgreement
     num_tokens = int(joint_AEE[0].sum())
     agreement = [int(np.trace(joint_EE)) / num_tokens for joint_EE in joint_AEE]
     null = [_agreement_null(joint_EE) for joint_EE in joint_AEE]
-    plug_in, corrected = zip(*(mutual_information_bits(joint_EE) for joint_EE in joint_AEE), strict=True)
-    return AdjacentAgreement(
+    return IndexAgreement(
         num_tokens=num_tokens,
         agreement=tuple(agreement),
         agreement_null=tuple(null),
-        mutual_information_bits=plug_in,
-        mutual_information_corrected_bits=corrected,
         mean_agreement=float(np.mean(agreement)),
         mean_agreement_null=float(np.mean(null)),
-        mean_mutual_information_bits=float(np.mean(plug_in)),
-        mean_mutual_information_corrected_bits=float(np.mean(corrected)),
     )
 
 

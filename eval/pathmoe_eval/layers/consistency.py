@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.layer_blocks import LayerPairMeans, layer_blocks, layer_pair_means
-from pathmoe_eval.layers.agreement import AdjacentAgreement, agreement_of_joint_counts
+from pathmoe_eval.layers.agreement import IndexAgreement, index_agreement
 from pathmoe_eval.layers.engagement import Engagement, EngagementCounts
 from pathmoe_eval.layers.expert_sets import set_blocks
 from pathmoe_eval.layers.information import LayerInformation, layer_information
@@ -33,7 +33,7 @@ class Consistency:
     """What to read first: the companions where no two neighbouring layers share a router."""
     why: str
     """The reason, in a sentence for the reader of a report."""
-    agreement: AdjacentAgreement
+    agreement: IndexAgreement
     """Same top-1 index in neighbouring layers."""
     agreement_means: LayerPairMeans
     """Means of `agreement.agreement` over pairs."""
@@ -111,7 +111,7 @@ class ConsistencyCounts:
             ValueError: no token was counted.
         """
         overlap = self.overlap.result()
-        agreement = agreement_of_joint_counts(self.joint.adjacent_top1())
+        agreement = index_agreement(self.joint.adjacent_top1())
         adjacent = [(layer, layer + 1) for layer in range(len(agreement.agreement))]
         leads_with, why = _what_leads(self.router_of_layer)
         return Consistency(

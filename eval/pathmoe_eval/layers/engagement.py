@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pathmoe_eval.experts.load import count_picks
 from pathmoe_eval.layer_blocks import check_router_of_layer, layer_blocks
 from pathmoe_eval.layers.expert_sets import pad_tokens, set_blocks, set_masks
 from pathmoe_eval.layers.run_lengths import RunStatistics, expected_windows, longest_run_null, run_statistics
@@ -101,8 +102,7 @@ class EngagementCounts:
         _add_windows(set_masks(ids_KLN[:1], self.shape.num_experts), self._windows_2LM[0])
         _add_windows(masks_WLN, self._windows_2LM[1])
         for loads_LE, picks_KLN in zip(self._loads_2LE, (ids_KLN[:1], ids_KLN), strict=True):
-            for layer, load_E in enumerate(loads_LE):
-                load_E += np.bincount(picks_KLN[:, layer].ravel(), minlength=len(load_E))
+            loads_LE += count_picks(picks_KLN.transpose(1, 0, 2), self.shape.num_experts)
 
     def merge(self, other: EngagementCounts) -> None:
         """Add everything that `other`, of the same shape and routers, has counted; `other` keeps its counts.

@@ -30,9 +30,9 @@ class LayerInformation:
     """The same with the Miller-Madow correction; near 0 (also below) for independent layers."""
     adjacent_normalised: tuple[float | None, ...]
     """`adjacent_bits` over the smaller of the two entropies; None where that is 0: a layer of one expert."""
-    adjacent_null_bits: tuple[float, ...]
+    adjacent_bits_null: tuple[float, ...]
     """Mean of `adjacent_bits` when the tokens of one layer are permuted: independent layers with the same loads."""
-    adjacent_null_highest_bits: tuple[float, ...]
+    adjacent_bits_null_highest: tuple[float, ...]
     """Highest of the permutations, of which there are `num_permutations`."""
     num_permutations: int
     """Seeded permutations behind the two."""
@@ -79,8 +79,8 @@ def layer_information(counts: JointCounts, router_of_layer: Sequence[int]) -> La
         adjacent_bits=tuple(bits_P[index][0] for index in adjacent),
         adjacent_corrected_bits=tuple(corrected_P[index] for index in adjacent),
         adjacent_normalised=tuple(normalised_P[index] for index in adjacent),
-        adjacent_null_bits=tuple(float(np.mean(null)) for null in nulls),
-        adjacent_null_highest_bits=tuple(max(null) for null in nulls),
+        adjacent_bits_null=tuple(float(np.mean(null)) for null in nulls),
+        adjacent_bits_null_highest=tuple(max(null) for null in nulls),
         num_permutations=len(nulls[0]),
         corrected_bits=square(corrected_P, [corrected for _, corrected in entropy_L]) if has_all else None,
         normalised=square(normalised_P, [_normalised(bits, bits) for bits, _ in entropy_L]) if has_all else None,

@@ -17,12 +17,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.layer_blocks import (
-    LayerPairMeans,
-    check_router_of_layer,
-    layer_pair_means,
-    layer_pairs,
-)
+from pathmoe_eval.experts.load import count_picks
+from pathmoe_eval.layer_blocks import LayerPairMeans, check_router_of_layer, layer_pair_means, layer_pairs
 from pathmoe_eval.layers.expert_sets import set_blocks, set_sizes
 from pathmoe_eval.mergeable import check_mergeable, difference
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
@@ -59,13 +55,13 @@ class LayerOverlap:
     """Means of `jaccard_null_loads_ratio` over pairs."""
     shared: tuple[tuple[float, ...], ...]
     """Mean over tokens of |A n B| / k."""
-    shared_null_loads: tuple[tuple[float, ...], ...]
+    shared_null: tuple[tuple[float, ...], ...]
     """Its exact mean for independent layers with the same loads: sum over e of q_l(e) q_m(e) / k, with q the share of
     tokens that take e."""
     shared_means: LayerPairMeans
     """Means of `shared` over pairs."""
-    shared_null_loads_means: LayerPairMeans
-    """Means of `shared_null_loads` over pairs."""
+    shared_null_means: LayerPairMeans
+    """Means of `shared_null` over pairs."""
 
 
 class LayerOverlapCounts:
@@ -102,8 +98,7 @@ class LayerOverlapCounts:
         """Add one of `set_blocks`."""
         self.num_tokens += masks_WLN.shape[-1]
         self._add_shared(masks_WLN)
-        for layer, load_E in enumerate(self._load_LE):
-            load_E += np.bincount(ids_KLN[:, layer].ravel(), minlength=len(load_E))
+        self._load_LE += count_picks(ids_KLN.transpose(1, 0, 2), self.shape.num_experts)
         if self._sets_LS.size:
             for sets_S, masks_N in zip(self._sets_LS, masks_WLN[0], strict=True):
                 sets_S += np.bincount(masks_N, minlength=len(sets_S))
@@ -145,15 +140,15 @@ class LayerOverlapCounts:
             jaccard=_nested(jaccard_LL),
             jaccard_null_loads=None if sets_LL is None else _nested(sets_LL),
             jaccard_null_loads_ratio=_nested(ratio_LL),
-            jaccard_null_uniform=jaccard_null(self.shape.num_experts, num_picks),
-            jaccard_null_uniform_ratio=jaccard_null_ratio(self.shape.num_experts, num_picks),
+            jaccard_null_uniform=jaccard_null_uniform(self.shape.num_experts, num_picks),
+            jaccard_null_uniform_ratio=jaccard_null_uniform_ratio(self.shape.num_experts, num_picks),
             jaccard_means=self._means(jaccard_LL),
             jaccard_null_loads_means=None if sets_LL is None else self._means(sets_LL),
             jaccard_null_loads_ratio_means=self._means(ratio_LL),
             shared=_nested(shared_LL),
-            shared_null_loads=_nested(expected_LL / num_picks),
+            shared_null=_nested(expected_LL / num_picks),
             shared_means=self._means(shared_LL),
-            shared_null_loads_means=self._means(expected_LL / num_picks),
+            shared_null_means=self._means(expected_LL / num_picks),
         )
 
     def jaccard_means(self) -> LayerPairMeans:
@@ -193,14 +188,14 @@ def jaccard_of_sizes(num_experts_per_tok: int) -> NDArray[np.float64]:
     return sizes_I / (2 * num_experts_per_tok - sizes_I)
 
 
-def jaccard_null(num_experts: int, num_experts_per_tok: int) -> float:
+def jaccard_null_uniform(num_experts: int, num_experts_per_tok: int) -> float:
     """Mean Jaccard of two independent uniform sets of k of E experts: |A n B| is hypergeometric."""
     total, picks = num_experts, num_experts_per_tok
     ways = [comb(picks, size) * comb(total - picks, picks - size) for size in range(picks + 1)]
     return sum(way / comb(total, picks) * size / (2 * picks - size) for size, way in enumerate(ways))
 
 
-def jaccard_null_ratio(num_experts: int, num_experts_per_tok: int) -> float:
+def jaccard_null_uniform_ratio(num_experts: int, num_experts_per_tok: int) -> float:
     """Mean |A n B| over mean |A u B| of two independent uniform sets: k / (2E - k), below the mean of the ratio."""
     return num_experts_per_tok / (2 * num_experts - num_experts_per_tok)
 

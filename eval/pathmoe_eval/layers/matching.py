@@ -25,18 +25,19 @@ class LayerMatching:
     """Tokens that were counted."""
     adjacent_agreement: tuple[float, ...]
     """Share of tokens whose top-1 experts in layers l and l + 1 are matched with each other."""
-    adjacent_agreement_null: tuple[float, ...]
+    adjacent_agreement_null_permuted: tuple[float, ...]
     """Its mean when the tokens of one layer are permuted, each permutation with a best matching of its own."""
-    adjacent_agreement_null_highest: tuple[float, ...]
+    adjacent_agreement_null_permuted_highest: tuple[float, ...]
     """Highest of the permutations, of which there are `num_permutations`."""
-    adjacent_agreement_null_expected: tuple[float, ...]
+    adjacent_agreement_null_loads: tuple[float, ...]
     """Best matching of the table that independent layers of these loads have on average: loads sorted, then
-    multiplied. What `adjacent_agreement_null` has above it was fitted to noise, and goes to 0 with more tokens."""
+    multiplied. What `adjacent_agreement_null_permuted` has above it was fitted to noise: it goes to 0 with more
+    tokens."""
     num_permutations: int
     """Seeded permutations behind the null."""
     adjacent_shared: tuple[float, ...]
     """Mean over tokens of |A n B| / k of the top-k sets, under the matching that makes it highest."""
-    adjacent_shared_null_expected: tuple[float, ...]
+    adjacent_shared_null: tuple[float, ...]
     """Best matching of the average table of independent layers with these loads; noise adds to it, not counted here."""
     agreement: tuple[tuple[float, ...], ...] | None
     """Matched top-1 agreement of all pairs of layers, [layer][layer], 1.0 on the diagonal; None where the tables of all
@@ -71,12 +72,12 @@ def layer_matching(counts: JointCounts, router_of_layer: Sequence[int]) -> Layer
     return LayerMatching(
         num_tokens=num_tokens,
         adjacent_agreement=tuple(share for share, near in zip(agreement_P, is_adjacent, strict=True) if near),
-        adjacent_agreement_null=tuple(float(np.mean(null)) for null in nulls),
-        adjacent_agreement_null_highest=tuple(max(null) for null in nulls),
-        adjacent_agreement_null_expected=tuple(_expected_matching(joint_EE, num_tokens) for joint_EE in adjacent_AEE),
+        adjacent_agreement_null_permuted=tuple(float(np.mean(null)) for null in nulls),
+        adjacent_agreement_null_permuted_highest=tuple(max(null) for null in nulls),
+        adjacent_agreement_null_loads=tuple(_expected_matching(joint_EE, num_tokens) for joint_EE in adjacent_AEE),
         num_permutations=len(nulls[0]),
         adjacent_shared=tuple(best_matching(joint_EE) / num_picks for joint_EE in counts.sets_AEE),
-        adjacent_shared_null_expected=tuple(_expected_matching(joint_EE, num_picks) for joint_EE in counts.sets_AEE),
+        adjacent_shared_null=tuple(_expected_matching(joint_EE, num_picks) for joint_EE in counts.sets_AEE),
         agreement=square(agreement_P, [1.0] * counts.shape.num_layers) if counts.has_all_pairs else None,
         agreement_means=layer_pair_means(agreement_P, counts.pairs, router_of_layer),
     )

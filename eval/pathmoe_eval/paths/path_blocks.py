@@ -38,11 +38,11 @@ class BlockConcentration:
     """2^entropy_bits."""
     ceiling_bits: float
     """The lower of log2(num_tokens) and the entropy of all possible paths equally often: no entropy is higher."""
-    null_bits: float
+    entropy_bits_null: float
     """Entropy of independent layers with the same loads: the sum of the layers' entropies, in unlimited data."""
     total_correlation_bits: float
-    """null_bits - entropy_bits: what the layers tell of one another, whatever the experts are called; too high in small
-    samples, and no lower than null_bits - log2(num_tokens) in any."""
+    """entropy_bits_null - entropy_bits: what the layers tell of one another, whatever the experts are called; too high
+    in small samples, and no lower than entropy_bits_null - log2(num_tokens) in any."""
     total_correlation_corrected_bits: float
     """The same from Miller-Madow entropies (also below 0); near 0 for independent layers where num_tokens is far above
     the possible paths, and still too high elsewhere."""
@@ -125,7 +125,7 @@ def block_concentration(counts: PathCounts, *, first_layer: int = 0) -> BlockCon
         entropy_bits=entropy,
         effective_paths=2.0**entropy,
         ceiling_bits=min(math.log2(num_tokens), possible_bits),
-        null_bits=null,
+        entropy_bits_null=null,
         total_correlation_bits=null - entropy,
         total_correlation_corrected_bits=sum(miller_madow_bits(*layer) for layer in layers) - miller_madow_bits(*paths),
     )

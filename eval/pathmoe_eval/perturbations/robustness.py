@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
-_CELLS_PER_BATCH = 1 << 22
-_MAX_PERPLEXITY = 1e100
-"""Its square, which a deviation takes, is a float too."""
+from pathmoe_eval.bootstrap import Bootstrap
+from pathmoe_eval.evaluation.perplexity import perplexity_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,7 +109,7 @@ def robustness(
     """Perplexity under each intervention beside that of the free model, from sums over documents.
 
     Means over seeds are of perplexities, the percentages those of PathMoE (arXiv 2603.18297), which gives neither seeds
-    nor intervals: both are our choice. Intervals are too narrow with few documents, below about twenty.
+    nor intervals: both are our choice.
 
     Args:
         free_nats_M: [M] sum of -ln p over each document's scored tokens.
@@ -125,10 +123,7 @@ def robustness(
     Raises:
         ValueError: no scored token, sums over other documents, or a bootstrap setting out of range.
     """
-    if num_resamples < 2:
-        raise ValueError(f"--num_resamples ({num_resamples}) must be at least 2; raise it")
-    if not 0 < confidence < 1:
-        raise ValueError(f"--confidence ({confidence}) must lie between 0 and 1; change it")
+    settings = Bootstrap(num_resamples=num_resamples, seed=seed, confidence=confidence)
     for sums in perturbed:
         if sums.nats_RM.ndim != 2 or sums.nats_RM.shape[1] != len(free_nats_M):
             raise ValueError(
@@ -139,12 +134,11 @@ def robustness(
     if not is_scored_M.any():
         raise ValueError("--data (0 scored tokens) must hold a document of at least 2 tokens; give longer text")
     free_nats_M, num_tokens_M = free_nats_M[is_scored_M], num_tokens_M[is_scored_M]
-    settings = {"n_resamples": num_resamples, "confidence_level": confidence, "rng": seed}
     found = tuple(_perturbed(free_nats_M, num_tokens_M, sums, is_scored_M, settings) for sums in perturbed)
     return Robustness(
         num_documents=len(free_nats_M),
         num_tokens=int(num_tokens_M.sum()),
-        free_perplexity=_exp(math.fsum(free_nats_M) / int(num_tokens_M.sum())),
+        free_perplexity=perplexity_of(math.fsum(free_nats_M) / int(num_tokens_M.sum())),
         perturbed=found,
         permutations=_side_by_side(found, router_of_layer),
         confidence=confidence,
@@ -158,12 +152,12 @@ def _perturbed(
     num_tokens_M: NDArray[np.integer],
     sums: PerturbedSums,
     is_scored_M: NDArray[np.bool_],
-    settings: dict[str, Any],
+    settings: Bootstrap,
 ) -> PerturbedPerplexity:
     nats_RM, num_tokens = sums.nats_RM[:, is_scored_M], int(num_tokens_M.sum())
-    of_seed = tuple(_exp(math.fsum(nats_M) / num_tokens) for nats_M in nats_RM)
+    of_seed = tuple(perplexity_of(math.fsum(nats_M) / num_tokens) for nats_M in nats_RM)
     known = [value for value in of_seed if value is not None]
-    free = _exp(math.fsum(free_nats_M) / num_tokens)
+    free = perplexity_of(math.fsum(free_nats_M) / num_tokens)
     mean = math.fsum(known) / len(of_seed) if len(known) == len(of_seed) else None
     rise = spread = None
     if mean is not None and free is not None:
@@ -186,33 +180,14 @@ def _interval(
     free_nats_M: NDArray[np.float64],
     num_tokens_M: NDArray[np.integer],
     nats_RM: NDArray[np.float64],
-    settings: dict[str, Any],
+    settings: Bootstrap,
 ) -> tuple[float, float] | None:
-    if len(free_nats_M) < 2:
-        return None
-
     def rise(tokens: Any, free: Any, *of_seeds: Any, axis: int) -> Any:
         total = tokens.sum(axis=axis)
         ratios = [np.exp((nats - free).sum(axis=axis) / total) for nats in of_seeds]
         return 100 * (np.mean(ratios, axis=0) - 1)
 
-    # A resample may lie beyond the range of floats where the whole does not; then there is no interval.
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = bootstrap(
-            (num_tokens_M, free_nats_M, *nats_RM),
-            rise,
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            batch=max(1, _CELLS_PER_BATCH // (len(free_nats_M) * (2 + len(nats_RM)))),
-            **settings,
-        ).confidence_interval
-    ends = float(found.low), float(found.high)
-    return ends if all(map(math.isfinite, ends)) else None
-
-
-def _exp(nats_per_token: float) -> float | None:
-    return math.exp(nats_per_token) if nats_per_token < math.log(_MAX_PERPLEXITY) else None
+    return settings.interval((num_tokens_M, free_nats_M, *nats_RM), rise)
 
 
 def _side_by_side(

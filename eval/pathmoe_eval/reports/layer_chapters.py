@@ -139,7 +139,7 @@ def router_chapter(section: Section) -> Chapter:
             figure=router_entropy_figure(section),
             reading="Mean over tokens; equal scores have the dotted line, a router that is sure has 0. The highest "
             f"score is {percent(section['mean_confidence'])} on average, "
-            f"{percent(section['confidence_uniform'])} if equal.",
+            f"{percent(section['confidence_null'])} if equal.",
             num_tokens=tokens,
         )
     ]

@@ -53,7 +53,7 @@ def information_figure(information: Section) -> go.Figure:
     """Mutual information of neighbouring layers against permuted tokens (`LayerInformation` as a dict)."""
     return _pairs_figure(
         {"corrected": information["adjacent_corrected_bits"]},
-        {"highest of the permutations": information["adjacent_null_highest_bits"]},
+        {"highest of the permutations": information["adjacent_bits_null_highest"]},
         "bits",
     )
 
@@ -62,7 +62,7 @@ def matching_figure(matching: Section) -> go.Figure:
     """Agreement of neighbouring layers after the best matching of experts (`LayerMatching` as a dict)."""
     figure = _pairs_figure(
         {"after the best matching": matching["adjacent_agreement"]},
-        {"permuted tokens, matched as well": matching["adjacent_agreement_null"]},
+        {"permuted tokens, matched as well": matching["adjacent_agreement_null_permuted"]},
         "share of the tokens",
     )
     figure.update_yaxes(tickformat=".0%")

@@ -85,7 +85,7 @@ def _blocks_table(blocks: Sequence[Section]) -> Table:
             layers(block["first_layer"], block["num_layers"]),
             bits(block["entropy_bits"]),
             bits(block["ceiling_bits"]),
-            bits(block["null_bits"]),
+            bits(block["entropy_bits_null"]),
             bits(block["total_correlation_corrected_bits"]),
             count(block["num_paths"]),
             count(block["num_tokens"]),

@@ -21,7 +21,7 @@ from pathmoe_eval.reports.specialisation_chapters import (
 )
 from pathmoe_eval.reports.summary import summary_rows
 
-FORMAT = 1
+FORMAT = 2
 REPORT_FILE = "report.json"
 PAGE_FILE = "index.html"
 

@@ -33,9 +33,7 @@ def busiest_figure(balance: Section) -> go.Figure:
 
 def router_entropy_figure(scores: Section) -> go.Figure:
     """Mean entropy of each layer's scores (`RouterScores` as a dict)."""
-    return _layers_figure(
-        {"observed": scores["entropy_bits"]}, {"equal scores": scores["entropy_bits_uniform"]}, "bits"
-    )
+    return _layers_figure({"observed": scores["entropy_bits"]}, {"equal scores": scores["entropy_bits_null"]}, "bits")
 
 
 def margin_figure(scores: Section) -> go.Figure | None:

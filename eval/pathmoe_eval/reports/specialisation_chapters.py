@@ -62,9 +62,9 @@ def saturation_chapter(section: Section) -> Chapter:
         parts=[
             Panel(
                 title="Picks shared with the later checkpoint",
-                figure=share_figure(section["all_picks"], section["all_picks_load_null"], "share of the picks"),
+                figure=share_figure(section["all_picks"], section["all_picks_null_loads"], "share of the picks"),
                 reading="Chance is of independent choices with each checkpoint's own loads; with equal loads it is "
-                f"{percent(section['all_picks_null'])}.",
+                f"{percent(section['all_picks_null_uniform'])}.",
                 num_tokens=section["num_tokens"],
             )
         ],

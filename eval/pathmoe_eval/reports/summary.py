@@ -69,7 +69,7 @@ def concentration_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     entropy, estimates = whole["entropy"], whole["estimates"]
     tokens = entropy["num_tokens"]
     of_ceiling = f"{percent(whole['share_of_ceiling'])} of the ceiling, {bits(entropy['ceiling_bits'])}"
-    null = whole["independence"]["null_bits"]
+    null = whole["independence"]["entropy_bits_null"]
     place = "concentration.whole"
     of_entropy = ends.get(f"{place}.entropy.entropy_bits")
     of_paths = None if of_entropy is None else [2**end for end in of_entropy]
@@ -102,7 +102,7 @@ def consistency_rows(section: Section, ends: Ends) -> list[SummaryRow]:
 
 def _companion_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     information, matching, tokens = section["information"], section["matching"], section["num_tokens"]
-    chance = bits(mean(information["adjacent_null_highest_bits"]))
+    chance = bits(mean(information["adjacent_bits_null_highest"]))
     return [
         SummaryRow(
             "Information of neighbouring layers, bits",
@@ -114,7 +114,7 @@ def _companion_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         SummaryRow(
             "Agreement after matching experts",
             percent(matching["agreement_means"]["adjacent"]),
-            f"{percent(mean(matching['adjacent_agreement_null']))} by chance",
+            f"{percent(mean(matching['adjacent_agreement_null_permuted']))} by chance",
             tokens,
             between(ends.get("consistency.matching.agreement_means.adjacent"), percent),
         ),
@@ -191,14 +191,14 @@ def router_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         SummaryRow(
             "Router entropy, bits",
             bits(section["mean_entropy_bits"]),
-            f"{bits(section['entropy_bits_uniform'])} for equal scores",
+            f"{bits(section['entropy_bits_null'])} for equal scores",
             tokens,
             between(ends.get("router_scores.mean_entropy_bits"), bits),
         ),
         SummaryRow(
             "Router confidence",
             percent(section["mean_confidence"]),
-            f"{percent(section['confidence_uniform'])} for equal scores",
+            f"{percent(section['confidence_null'])} for equal scores",
             tokens,
             between(ends.get("router_scores.mean_confidence"), percent),
         ),

@@ -72,17 +72,12 @@ def test_most_frequent_paths_equal_brute_force(case, num_paths):
 
 
 @given(cases(), st.data())
-def test_batching_order_and_merging_change_nothing(case, data):
+def test_batching_order_and_merging_change_nothing(count_in_parts, case, data):
     num_experts, path_ids_NL, class_ids_N = case
-    num_tokens, num_layers = path_ids_NL.shape
-    order_N = np.array(data.draw(st.permutations(range(num_tokens))), dtype=np.int64)
-    cuts = sorted(data.draw(st.lists(st.integers(0, num_tokens), max_size=4)))
-    halves = [PathClassCounts(num_layers=num_layers, num_experts=num_experts) for _ in range(2)]
-    for index, batch_N in enumerate(np.split(order_N, cuts)):
-        halves[index % 2].update(path_ids_NL[batch_N], class_ids_N[batch_N])
-    halves[0].merge(halves[1])
-    assert same(halves[0].table(), counted(*case).table())
-    assert same(halves[1].table(), halves[1].table())
+    shape = {"num_layers": path_ids_NL.shape[1], "num_experts": num_experts}
+    parts = count_in_parts(lambda: PathClassCounts(**shape), data, path_ids_NL, class_ids_N)
+    assert same(parts.table(), counted(*case).table())
+    assert same(parts.table(), parts.table())
 
 
 def test_many_compactions_equal_one_pass(monkeypatch):

@@ -145,17 +145,11 @@ def test_relabelling_experts_per_layer_and_classes_changes_nothing(case, seed):
 
 
 @given(cases(), st.data())
-def test_batching_order_and_merging_do_not_change_one_bit(case, data):
-    path_ids_NL, class_ids_N, token_ids_N, routers = case
-    num_tokens, num_layers = path_ids_NL.shape
-    order_N = np.array(data.draw(st.permutations(range(num_tokens))))
-    cuts = sorted(data.draw(st.lists(st.integers(0, num_tokens), max_size=4)))
-    halves = [SeparationCounts(num_layers=num_layers, num_experts=4, router_of_layer=routers) for _ in range(2)]
-    for index, batch_N in enumerate(np.split(order_N, cuts)):
-        halves[index % 2].update(path_ids_NL[batch_N], class_ids_N[batch_N], token_ids_N[batch_N])
-    halves[0].merge(halves[1])
-    whole = counted(path_ids_NL, class_ids_N, token_ids_N, routers=routers)
-    assert halves[0].result(num_permutations=2) == whole.result(num_permutations=2)
+def test_batching_order_and_merging_do_not_change_one_bit(count_in_parts, case, data):
+    *columns, routers = case
+    shape = {"num_layers": columns[0].shape[1], "num_experts": 4, "router_of_layer": routers}
+    parts = count_in_parts(lambda: SeparationCounts(**shape), data, *columns)
+    assert parts.result(num_permutations=2) == counted(*columns, routers=routers).result(num_permutations=2)
 
 
 def test_results_go_into_json_as_they_are():

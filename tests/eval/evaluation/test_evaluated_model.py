@@ -5,7 +5,7 @@
 import json
 import pickle
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from pathmoe.data import train_bpe
 from pathmoe.olmoe import to_olmoe
-from pathmoe.training.cli import main as train
 from pathmoe.training.export import EXPORT_MARK, export_model, load_model
 from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel, open_model
 
@@ -25,23 +24,10 @@ IDS = torch.arange(12)[None]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run of the command line, with selection biases, in `runs` of its folder."""
+def run(fit_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With selection biases, in `runs` of its folder."""
     folder = tmp_path_factory.mktemp("work") / "runs" / "first"
-    fields = {
-        "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "moe_intermediate_size": 8, "num_experts": 4,
-        "router_bias_update_rate": 0.1, "scoring_func": "sigmoid",
-    }  # fmt: skip
-    settings = {
-        **{f"model.config.{name}": value for name, value in fields.items()},
-        "model.schedule.warmup_steps": 0, "data.source": "c-functions", "data.num_documents": 60,
-        "data.sequence_length": 32, "data.micro_batch_size": 2, "trainer.max_steps": 2, "run_dir": folder,
-    }  # fmt: skip
-    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py"])
-        train(["fit", "--config", "tiny", *flags])
-    return folder
+    return fit_tiny(folder, num_hidden_layers=2, router_bias_update_rate=0.1, scoring_func="sigmoid")
 
 
 @torch.inference_mode()

@@ -151,7 +151,7 @@ def test_the_seed_decides_the_interval_and_nothing_else() -> None:
 def test_more_documents_than_a_batch_of_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = many_documents(30, seed=6)
     whole = result(rows)
-    monkeypatch.setattr("pathmoe_eval.evaluation.perplexity._CELLS_PER_BATCH", 1)
+    monkeypatch.setattr("pathmoe_eval.bootstrap._CELLS_PER_BATCH", 1)
     assert result(rows) == whole
 
 

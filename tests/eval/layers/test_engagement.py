@@ -106,15 +106,10 @@ def test_null_of_uniform_loads_is_all_paths(num_experts, num_picks, num_layers):
 
 
 @given(routings(), st.data())
-def test_batching_order_and_merging_do_not_change_one_bit(case, data):
+def test_batching_order_and_merging_do_not_change_one_bit(count_in_parts, case, data):
     ids_NLK, num_experts, router_of_layer = case
-    shuffled_NLK = ids_NLK[data.draw(st.permutations(range(len(ids_NLK))))]
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids_NLK)), max_size=4)))
-    halves = [counts_for(num_experts, ids_NLK.shape[2], router_of_layer) for _ in range(2)]
-    for index, chunk_NLK in enumerate(np.split(shuffled_NLK, cuts)):
-        halves[index % 2].update(chunk_NLK)
-    halves[0].merge(halves[1])
-    assert halves[0].result() == engagement(*case)
+    parts = count_in_parts(lambda: counts_for(num_experts, ids_NLK.shape[2], router_of_layer), data, ids_NLK)
+    assert parts.result() == engagement(*case)
 
 
 @given(routings())

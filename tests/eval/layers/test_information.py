@@ -84,9 +84,9 @@ def test_relabelling_experts_per_layer_changes_nothing(path_ids_NL, seed):
     rng, num_experts = np.random.default_rng(seed), int(path_ids_NL.max()) + 1
     relabelled_NL = np.stack([rng.permutation(num_experts)[column] for column in path_ids_NL.T], axis=1)
     ours, theirs = information(path_ids_NL), information(relabelled_NL)
-    for name in ("adjacent_bits", "adjacent_corrected_bits", "adjacent_normalised", "adjacent_null_bits"):
+    for name in ("adjacent_bits", "adjacent_corrected_bits", "adjacent_normalised", "adjacent_bits_null"):
         assert getattr(theirs, name) == close(getattr(ours, name)), name
-    assert theirs.adjacent_null_highest_bits == close(ours.adjacent_null_highest_bits)
+    assert theirs.adjacent_bits_null_highest == close(ours.adjacent_bits_null_highest)
     assert theirs.corrected_bits == tuple(close(row) for row in ours.corrected_bits)
 
 
@@ -103,7 +103,7 @@ def test_relabelled_copies_share_all_they_have():
     assert result.adjacent_bits == close([math.log2(6)] * 2)
     assert result.adjacent_normalised == close([1.0, 1.0])
     assert result.normalised_means.adjacent == pytest.approx(1.0)
-    assert max(result.adjacent_null_highest_bits) < 1.0
+    assert max(result.adjacent_bits_null_highest) < 1.0
 
 
 def test_independent_layers_share_what_permuted_tokens_share():
@@ -111,10 +111,10 @@ def test_independent_layers_share_what_permuted_tokens_share():
     result = information(np.random.default_rng(0).integers(0, num_experts, (num_tokens, 60)))
     bias = (num_experts - 1) ** 2 / (2 * num_tokens * math.log(2))
     assert np.mean(result.adjacent_bits) == pytest.approx(bias, rel=0.1)
-    assert np.mean(result.adjacent_null_bits) == pytest.approx(bias, rel=0.05)
+    assert np.mean(result.adjacent_bits_null) == pytest.approx(bias, rel=0.05)
     assert abs(result.corrected_bits_means.adjacent) < 0.1 * bias
     # one figure in 20 is above the highest of 19 permutations
-    is_above = np.array(result.adjacent_bits) > result.adjacent_null_highest_bits
+    is_above = np.array(result.adjacent_bits) > result.adjacent_bits_null_highest
     assert result.num_permutations == 19
     assert 0 <= is_above.mean() <= 0.15
 

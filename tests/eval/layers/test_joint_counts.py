@@ -59,18 +59,12 @@ def test_equals_brute_force(case, by_planes, only_adjacent):
 
 
 @given(routings(), st.data())
-def test_batching_order_and_merging_do_not_matter(case, data):
-    ids_NLK, _ = case
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids_NLK)), max_size=4)))
-    halves = [counts_for(*case) for _ in range(2)]
-    for index, chunk_NLK in enumerate(np.split(ids_NLK[::-1], cuts)):
-        halves[index % 2].update(chunk_NLK)
-    halves[0].merge(halves[1])
-    whole = counts_for(*case)
-    whole.update(ids_NLK)
-    assert halves[0].num_tokens == whole.num_tokens
-    assert np.array_equal(halves[0].top1_PEE, whole.top1_PEE)
-    assert np.array_equal(halves[0].sets_AEE, whole.sets_AEE)
+def test_batching_order_and_merging_do_not_matter(count_in_parts, case, data):
+    parts, whole = count_in_parts(lambda: counts_for(*case), data, case[0]), counts_for(*case)
+    whole.update(case[0])
+    assert parts.num_tokens == whole.num_tokens
+    assert np.array_equal(parts.top1_PEE, whole.top1_PEE)
+    assert np.array_equal(parts.sets_AEE, whole.sets_AEE)
 
 
 def test_many_experts_are_counted_for_adjacent_layers_only():

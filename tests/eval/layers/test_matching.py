@@ -64,9 +64,9 @@ def test_equals_brute_force(case, only_adjacent):
     assert result.adjacent_agreement == tuple(agreement[pair] for pair in near)
     assert result.adjacent_shared == pytest.approx([best(sets[a], sets[b], num_experts) / (n * k) for a, b in near])
     expected = [best_expected(top1[a], top1[b], num_experts) for a, b in near]
-    assert result.adjacent_agreement_null_expected == pytest.approx(expected)
+    assert result.adjacent_agreement_null_loads == pytest.approx(expected)
     expected = [best_expected(sets[a], sets[b], num_experts) / k for a, b in near]
-    assert result.adjacent_shared_null_expected == pytest.approx(expected)
+    assert result.adjacent_shared_null == pytest.approx(expected)
     if has_all:
         of_pair = agreement | {(b, a): value for (a, b), value in agreement.items()}
         layers = range(num_layers)
@@ -84,9 +84,9 @@ def test_relabelling_experts_per_layer_changes_nothing(case, seed):
     ours, theirs = matching(*case), matching(np.stack(relabelled_LNK, axis=1), num_experts)
     assert theirs.agreement == ours.agreement
     assert theirs.adjacent_shared == ours.adjacent_shared
-    assert theirs.adjacent_agreement_null == ours.adjacent_agreement_null
-    assert theirs.adjacent_agreement_null_highest == ours.adjacent_agreement_null_highest
-    assert theirs.adjacent_agreement_null_expected == pytest.approx(ours.adjacent_agreement_null_expected)
+    assert theirs.adjacent_agreement_null_permuted == ours.adjacent_agreement_null_permuted
+    assert theirs.adjacent_agreement_null_permuted_highest == ours.adjacent_agreement_null_permuted_highest
+    assert theirs.adjacent_agreement_null_loads == pytest.approx(ours.adjacent_agreement_null_loads)
 
 
 @given(routings())
@@ -111,10 +111,10 @@ def test_a_matching_fitted_to_noise_is_above_the_expected_table_and_nears_it():
     fitted = []
     for num_tokens in (500, 100_000):
         result = matching(path_ids_NLK[:num_tokens], 8)
-        observed, null = result.adjacent_agreement[0], result.adjacent_agreement_null[0]
+        observed, null = result.adjacent_agreement[0], result.adjacent_agreement_null_permuted[0]
         assert observed == pytest.approx(null, rel=0.1)
-        assert result.adjacent_agreement_null_highest[0] >= null
-        fitted.append(null - result.adjacent_agreement_null_expected[0])
+        assert result.adjacent_agreement_null_permuted_highest[0] >= null
+        fitted.append(null - result.adjacent_agreement_null_loads[0])
     assert 0 < fitted[1] < fitted[0] / 5
 
 

@@ -58,16 +58,10 @@ def test_equals_brute_force_on_a_sample_with_all_kinds_of_counts(num_experts):
 
 
 @given(paths(), st.data())
-def test_batching_order_and_merging_do_not_change_one_bit(case, data):
+def test_batching_order_and_merging_do_not_change_one_bit(count_in_parts, case, data):
     num_experts, path_ids_NL = case
-    num_tokens, num_layers = path_ids_NL.shape
-    shuffled_NL = path_ids_NL[data.draw(st.permutations(range(num_tokens)))]
-    cuts = sorted(data.draw(st.lists(st.integers(0, num_tokens), max_size=4)))
-    halves = [PathCounts(num_layers=num_layers, num_experts=num_experts) for _ in range(2)]
-    for index, batch_NL in enumerate(np.split(shuffled_NL, cuts)):
-        halves[index % 2].update(batch_NL)
-    halves[0].merge(halves[1])
-    assert halves[0].result() == path_entropy(path_ids_NL)
+    shape = {"num_layers": path_ids_NL.shape[1], "num_experts": num_experts}
+    assert count_in_parts(lambda: PathCounts(**shape), data, path_ids_NL).result() == path_entropy(path_ids_NL)
 
 
 def test_many_compactions_equal_one_pass(monkeypatch):

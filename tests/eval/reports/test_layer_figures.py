@@ -63,8 +63,8 @@ def test_information_of_all_pairs(consistency: dict) -> None:
 def test_neighbouring_layers_beside_their_nulls(consistency: dict) -> None:
     information, matching, agreement = (consistency[name] for name in ("information", "matching", "agreement"))
     expected = {
-        information_figure: (information, "adjacent_corrected_bits", "adjacent_null_highest_bits"),
-        matching_figure: (matching, "adjacent_agreement", "adjacent_agreement_null"),
+        information_figure: (information, "adjacent_corrected_bits", "adjacent_bits_null_highest"),
+        matching_figure: (matching, "adjacent_agreement", "adjacent_agreement_null_permuted"),
         agreement_figure: (agreement, "agreement", "agreement_null"),
     }
     for figure_of, (section, observed, null) in expected.items():

@@ -33,7 +33,7 @@ def test_concentration_has_figures_estimates_and_blocks(make_report) -> None:
     for row, block in zip(blocks, section["blocks"], strict=True):
         assert row[1:5] == [
             bits(block[key])
-            for key in ("entropy_bits", "ceiling_bits", "null_bits", "total_correlation_corrected_bits")
+            for key in ("entropy_bits", "ceiling_bits", "entropy_bits_null", "total_correlation_corrected_bits")
         ]
         assert row[5:] == [count(block["num_paths"]), "300"]
 

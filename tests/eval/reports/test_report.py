@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pathmoe_eval.reports.report import (
+    FORMAT,
     PAGE_FILE,
     REPORT_FILE,
     read_report,
@@ -67,7 +68,7 @@ def test_tuples_are_written_as_lists(tmp_path: Path, make_report) -> None:
     report = part(make_report(), "load")
     report["run"]["router_of_layer"] = tuple(report["run"]["router_of_layer"])
     write_report(tmp_path, report)
-    assert read_report(tmp_path / REPORT_FILE) == {"format": 1, **json.loads(json.dumps(report))}
+    assert read_report(tmp_path / REPORT_FILE) == {"format": FORMAT, **json.loads(json.dumps(report))}
 
 
 @pytest.mark.parametrize("routers", [(0, 0, 1, 1, 1), (0, 1, 2, 3, 4), (0, 0, 0, 0, 0), (0, 1)])
@@ -196,10 +197,10 @@ def test_a_trace_may_lie_in_the_folder_and_a_part_of_a_run_may_be_known(make_rep
     [
         ("{", r"\(no JSON\) must be the report.json"),
         ("[]", r"\(without format, run and sections\)"),
-        ('{"format": 1, "run": {}}', r"\(without format, run and sections\)"),
-        ('{"format": 1, "run": [], "sections": {}}', r"\(without format, run and sections\)"),
-        ('{"format": 2, "run": {}, "sections": {}}', r"format \(2\) must be 1"),
-        ('{"format": 1, "run": {"command": "", "model": ""}, "sections": {}}', r"run \(without data\)"),
+        ('{"format": 2, "run": {}}', r"\(without format, run and sections\)"),
+        ('{"format": 2, "run": [], "sections": {}}', r"\(without format, run and sections\)"),
+        ('{"format": 1, "run": {}, "sections": {}}', r"format \(1\) must be 2"),
+        ('{"format": 2, "run": {"command": "", "model": ""}, "sections": {}}', r"run \(without data\)"),
     ],
 )
 def test_what_is_no_report_is_refused(text: str, rule: str, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_layers_beside_what_equal_experts_or_scores_give(sections: dict) -> None
     balance, scores = sections["load"]["all_picks"], sections["router_scores"]
     for figure, values, chance in (
         (busiest_figure(balance), balance["max_over_mean"], balance["max_over_mean_null"]),
-        (router_entropy_figure(scores), scores["entropy_bits"], scores["entropy_bits_uniform"]),
+        (router_entropy_figure(scores), scores["entropy_bits"], scores["entropy_bits_null"]),
         (share_figure([0.5, 0.25], 0.1, "share"), [0.5, 0.25], 0.1),
     ):
         observed, null = figure.data

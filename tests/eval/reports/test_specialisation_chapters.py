@@ -32,8 +32,8 @@ def test_saturation_stands_beside_independent_choices(make_report) -> None:
     section = make_report()["sections"]["saturation"]
     (panel,) = saturation_chapter(section).parts
     observed, null = panel.figure.data
-    assert (list(observed.y), list(null.y)) == (section["all_picks"], section["all_picks_load_null"])
-    assert f"it is {percent(section['all_picks_null'])}." in panel.reading
+    assert (list(observed.y), list(null.y)) == (section["all_picks"], section["all_picks_null_loads"])
+    assert f"it is {percent(section['all_picks_null_uniform'])}." in panel.reading
 
 
 def test_domains_stand_beside_exchanged_ones(make_report) -> None:

@@ -35,7 +35,7 @@ def test_every_figure_stands_with_its_chance_and_its_tokens(make_report) -> None
         percent(scope["observed"]["token_share"][3]),
         f"{percent(scope['null_loads']['token_share'][3])} by chance",
     )
-    nulls = consistency["information"]["adjacent_null_highest_bits"]
+    nulls = consistency["information"]["adjacent_bits_null_highest"]
     assert rows["Information of neighbouring layers, bits"][1] == f"{bits(sum(nulls) / 4)} at most in 19 permutations"
     total = sections["perplexity"]["total"]
     assert rows["Perplexity"][0] == ratio(total["perplexity"])

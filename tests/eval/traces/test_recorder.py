@@ -5,174 +5,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.dbrx import DbrxConfig, DbrxForCausalLM
-from transformers.models.deepseek_v3 import DeepseekV3Config, DeepseekV3ForCausalLM
-from transformers.models.gpt_oss import GptOssConfig, GptOssForCausalLM
-from transformers.models.granitemoe import GraniteMoeConfig, GraniteMoeForCausalLM
-from transformers.models.granitemoehybrid import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
-from transformers.models.longcat_flash import LongcatFlashConfig, LongcatFlashForCausalLM
-from transformers.models.mixtral import MixtralConfig, MixtralForCausalLM
-from transformers.models.olmoe import OlmoeConfig, OlmoeForCausalLM
-from transformers.models.qwen2_moe import Qwen2MoeConfig, Qwen2MoeForCausalLM
-from transformers.models.qwen3_5_moe import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
-from transformers.models.qwen3_moe import Qwen3MoeConfig, Qwen3MoeForCausalLM
-from transformers.models.qwen3_next import Qwen3NextConfig, Qwen3NextForCausalLM
 
-from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe_eval.traces.recorder import RoutingRecorder
 
-ROUTERS = sorted((Path(__file__).resolve().parents[3] / "configs" / "routers").glob("*.yaml"))
 VOCABULARY = 40
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
-LINEAR_ATTENTION = {
-    "linear_num_key_heads": 1,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "head_dim": 16,
-    "moe_intermediate_size": 8,
-    "shared_expert_intermediate_size": 8,
-    "num_experts": 6,
-}
-LATENT_ATTENTION = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 8,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 6,
-}
-
-FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
-    "olmoe": (OlmoeForCausalLM, OlmoeConfig, {"intermediate_size": 8, "num_experts": 6}, 3),
-    "mixtral": (MixtralForCausalLM, MixtralConfig, {"intermediate_size": 8, "num_local_experts": 6}, 3),
-    "qwen2_moe": (
-        Qwen2MoeForCausalLM,
-        Qwen2MoeConfig,
-        {
-            "moe_intermediate_size": 8,
-            "intermediate_size": 8,
-            "shared_expert_intermediate_size": 8,
-            "num_experts": 6,
-            "mlp_only_layers": [1],
-        },
-        2,
-    ),
-    "qwen3_moe": (
-        Qwen3MoeForCausalLM,
-        Qwen3MoeConfig,
-        {"moe_intermediate_size": 8, "intermediate_size": 8, "num_experts": 6, "head_dim": 16, "mlp_only_layers": [0]},
-        2,
-    ),
-    "qwen3_next": (Qwen3NextForCausalLM, Qwen3NextConfig, LINEAR_ATTENTION, 3),
-    "qwen3_5_moe": (Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, LINEAR_ATTENTION, 3),
-    "deepseek_v3": (
-        DeepseekV3ForCausalLM,
-        DeepseekV3Config,
-        LATENT_ATTENTION
-        | {
-            "moe_intermediate_size": 8,
-            "intermediate_size": 8,
-            "first_k_dense_replace": 1,
-            "n_group": 2,
-            "topk_group": 1,
-        },
-        2,
-    ),
-    "gpt_oss": (
-        GptOssForCausalLM,
-        GptOssConfig,
-        {"intermediate_size": 8, "num_local_experts": 6, "head_dim": 16, "sliding_window": 4},
-        3,
-    ),
-    "granitemoe": (GraniteMoeForCausalLM, GraniteMoeConfig, {"intermediate_size": 8, "num_local_experts": 6}, 3),
-    "granitemoehybrid": (
-        GraniteMoeHybridForCausalLM,
-        GraniteMoeHybridConfig,
-        {
-            "intermediate_size": 8,
-            "shared_intermediate_size": 8,
-            "num_local_experts": 6,
-            "layer_types": ["mamba", "attention", "mamba"],
-            "mamba_n_heads": 4,
-            "mamba_d_head": 16,
-            "mamba_d_state": 8,
-        },
-        3,
-    ),
-    "dbrx": (
-        DbrxForCausalLM,
-        DbrxConfig,
-        {
-            "d_model": 32,
-            "n_heads": 2,
-            "n_layers": 3,
-            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
-            "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 8, "moe_num_experts": 6, "moe_top_k": 2},
-        },
-        3,
-    ),
-    "longcat_flash": (
-        LongcatFlashForCausalLM,
-        LongcatFlashConfig,
-        LATENT_ATTENTION
-        | {
-            "num_hidden_layers": 6,
-            "ffn_hidden_size": 8,
-            "expert_ffn_hidden_size": 8,
-            "zero_expert_num": 2,
-            "moe_topk": 2,
-            "head_dim": 8,
-        },
-        3,
-    ),
-}
-"""Model class, configuration class, what SHAPE leaves open, number of MoE layers."""
-
-
-def ours(router: Path | str = "path_b4", **fields: Any) -> PathMoEForCausalLM:
-    path = router if isinstance(router, Path) else ROUTERS[0].with_stem(router)
-    from_yaml = yaml.safe_load(path.read_text())["model"]["config"]
-    shape = SHAPE | {"moe_intermediate_size": 8, "num_experts": 6, "num_hidden_layers": 9, "initializer_range": 0.15}
-    return PathMoEForCausalLM(PathMoEConfig(**shape | from_yaml | fields)).eval()
-
-
-def theirs(family: str, **fields: Any) -> PreTrainedModel:
-    model_class, config_class, shape, _ = FAMILIES[family]
-    model = model_class(config_class(**SHAPE | shape | fields)).eval()
-    for parameter in model.parameters():
-        # Biases of the choice move it away from the order of the weights; norms stay what they are.
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.2)
-    for name, buffer in model.named_buffers():
-        if "correction_bias" in name:
-            nn.init.normal_(buffer, std=0.3)
-    return model
-
-
-every_family = pytest.mark.parametrize("family", FAMILIES)
-every_router = pytest.mark.parametrize("router", ROUTERS, ids=lambda path: path.stem)
+MOE_LAYERS = {"qwen2_moe": 2, "qwen3_moe": 2, "deepseek_v3": 2}
+"""Of the families that have dense layers too; of others it is 3."""
 
 
 def tokens(*shape: int) -> Tensor:
@@ -236,9 +80,8 @@ def formula(model: nn.Module, calls: list[list[tuple[Any, ...]]]) -> Tensor:
     return torch.stack(layers, dim=1)
 
 
-@every_family
-def test_records_what_the_experts_of_every_family_are_given(family: str) -> None:
-    model = theirs(family)
+def test_records_what_the_experts_of_every_family_are_given(build_moe: Callable[..., Any], family: str) -> None:
+    model, num_layers = build_moe(family), MOE_LAYERS.get(family, 3)
     input_ids = tokens(2, 7)
     with RoutingRecorder(model, weights=True, logits=True) as recorder, experts_calls(model) as calls:
         with torch.no_grad():
@@ -248,8 +91,8 @@ def test_records_what_the_experts_of_every_family_are_given(family: str) -> None
             of_layer.clear()
         generated = generate(model, input_ids)
         steps = recorder.take()
-    assert len(recorder.layers) == FAMILIES[family][3]
-    assert recorder.router_of_layer == tuple(range(FAMILIES[family][3]))
+    assert len(recorder.layers) == num_layers
+    assert recorder.router_of_layer == tuple(range(num_layers))
     for recorded, its_calls in ((scored, scoring_calls), (steps, calls)):
         assert_recorded(recorded, its_calls)
         np.testing.assert_allclose(recorded.logits_NLE, formula(model, its_calls).numpy(), rtol=1e-5, atol=1e-5)
@@ -258,9 +101,8 @@ def test_records_what_the_experts_of_every_family_are_given(family: str) -> None
     assert steps.rows_by_sequence().shape == generated[:, :-1].shape
 
 
-@every_router
-def test_records_what_our_experts_are_given(router: Path) -> None:
-    model = ours(router, first_k_dense_replace=1, intermediate_size=16)
+def test_records_what_our_experts_are_given(build_moe: Callable[..., Any], router: str) -> None:
+    model = build_moe(router, first_k_dense_replace=1, intermediate_size=16)
     input_ids = tokens(2, 7)
     with RoutingRecorder(model, weights=True, logits=True) as recorder, experts_calls(model) as calls:
         model(input_ids)
@@ -283,8 +125,8 @@ def test_records_what_our_experts_are_given(router: Path) -> None:
     np.testing.assert_allclose(recorded.logits_NLE[steps.ravel()], whole.logits_NLE, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_decide_the_order_where_a_bias_decides_the_choice() -> None:
-    model = ours(router_bias_update_rate=0.1, scoring_func="sigmoid", norm_topk_prob=False)
+def test_weights_decide_the_order_where_a_bias_decides_the_choice(build_moe: Callable[..., Any]) -> None:
+    model = build_moe("path_b4", router_bias_update_rate=0.1, scoring_func="sigmoid", norm_topk_prob=False)
     for module in model.modules():
         if getattr(module, "selection_bias_E", None) is not None:
             nn.init.normal_(module.selection_bias_E)
@@ -299,8 +141,8 @@ def test_weights_decide_the_order_where_a_bias_decides_the_choice() -> None:
     np.testing.assert_allclose(recorded.weights_NLK, chosen, rtol=1e-5)
 
 
-def test_logits_hold_the_noise_that_the_choice_saw() -> None:
-    model = ours(router_noise_std=1.0).train()
+def test_logits_hold_the_noise_that_the_choice_saw(build_moe: Callable[..., Any]) -> None:
+    model = build_moe("path_b4", router_noise_std=1.0).train()
     with RoutingRecorder(model, logits=True) as recorder:
         output = model(tokens(2, 7), noise_seed=3)
     logits_NLE = torch.stack([routing.logits_TE for routing in output.routings], dim=1).detach().numpy()
