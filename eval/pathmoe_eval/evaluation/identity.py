@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -28,8 +29,8 @@ _BEGIN = -1  # stands before each document, as no token id does
 _SHOWN_DOMAINS = 3
 _MAX_THREADS = 8
 
-# Of configurations: says how a model was saved or is run, not what it is; as do names that begin with an underscore.
-_NOT_OF_THE_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+# Of configurations: how a model was saved or is run, and its tokenizer's special ids. Not what the model is.
+_NOT_OF_THE_MODEL = re.compile(r"_.*|architectures|(torch_)?dtype|transformers_version|use_cache|\w+_token_id")
 
 
 class Document(Protocol):
@@ -103,10 +104,10 @@ def model_identity(model: PreTrainedModel) -> dict[str, str]:
     """What has read: `dtype` of the parameters, and `model_hash` of the bits of the model.
 
     The hash covers the name, dtype, shape and value of each parameter and each persistent buffer (selection biases), as
-    they are loaded, and the configuration but for what says how it was saved or is run. It is the same for a checkpoint
-    and its export, on any device, and another one for the same weights in another dtype. SHA-256, tensors side by side
-    in at most 8 threads, each read once: a gigabyte takes 1 to 2 s of a core, so 7 B parameters in bfloat16 take 10 s
-    on two cores; from a GPU each is copied to the host first.
+    they are loaded, and the configuration but for how it was saved or is run, and special token ids. It is the same for
+    a checkpoint and its export, on any device; the same weights in another dtype, or under a release of transformers
+    that knows more settings, have another. SHA-256, tensors side by side in at most 8 threads: a gigabyte takes 1 to
+    2 s of a core, so 7 B parameters in bfloat16 take 10 s on two; from a GPU they are copied to the host, one by one.
     """
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
@@ -158,5 +159,4 @@ def _of_the_model(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     named = {str(key): value for key, value in config.items()}
-    kept = [key for key in sorted(named) if not key.startswith("_") and key not in _NOT_OF_THE_MODEL]
-    return {key: _of_the_model(named[key]) for key in kept}
+    return {key: _of_the_model(named[key]) for key in sorted(named) if not _NOT_OF_THE_MODEL.fullmatch(key)}
