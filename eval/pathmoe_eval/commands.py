@@ -127,10 +127,12 @@ def paths_command(
         recorded = _recorded(opened, model, data, later_trace, out, logits, command)
     if tag is None:
         tag = load_tagger("python" if recorded.header.data == PYTHON_STDLIB else "text")
+    run = _run_of_trace(recorded, command, options)
+    refuse_another_report(out, run)
     if later_trace is not None:
         sections["saturation"] = asdict(trace_saturation(recorded, later_trace))
     sections |= analyse(recorded, tokenizer, tag, options)
-    write_report(out, {"run": _run_of_trace(recorded, command, options), "sections": sections})
+    write_report(out, {"run": run, "sections": sections})
     print(f"{out / PAGE_FILE}: {recorded.num_tokens:,} tokens; every number is in {out / REPORT_FILE}")
 
 

@@ -119,12 +119,18 @@ def test_a_report_of_a_checkpoint_that_was_overwritten_is_refused(
     run(f"perturb {PERTURB}")
 
 
-def test_a_trace_knows_its_run_and_so_do_its_first_tokens(run: Callable[..., str], refused: Callable[..., str]) -> None:
+def test_a_trace_knows_its_run_and_so_do_its_first_tokens(
+    run: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("record --out trace --stride 16 --domain_key topic")
     run("paths --trace trace --out report")
     run("perplexity --out report --stride 16 --domain_key topic")
     assert {"concentration", "perplexity"} <= report()["sections"].keys()
     assert "holds one of stride 16, not 32;" in refused("perplexity --out report --domain_key topic")
+    run("record --out other --domain_key topic")
+    with monkeypatch.context() as patched:  # what is refused is not analysed first
+        patched.setattr("pathmoe_eval.commands.analyse", None)
+        assert "holds one of stride 16, not 32;" in refused("paths --trace other")
     run("paths --trace trace --max_tokens 70 --out first")
     run("perplexity --out first --stride 16 --domain_key topic --max_tokens 70")
     assert report("first")["run"]["data_hash"] != report()["run"]["data_hash"]
