@@ -39,7 +39,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "pathmoe.data.c_other": "test_c_functions compiles and runs what it writes",
     "pathmoe.data.c_sorts": "test_c_functions compiles and runs what it writes",
     "pathmoe.data.document": "a tuple of names",
-    "pathmoe_eval.commands": "test_cli runs every command",
     "pathmoe_kernels.expert_mlp_cpu": "test_expert_mlp runs it: it is expert_mlp without a GPU",
     "pathmoe_kernels.route_reference": "test_route runs it: it is route without a GPU",
     "pathmoe_kernels.route_rule": "tuples of names",

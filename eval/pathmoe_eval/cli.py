@@ -57,7 +57,7 @@ def _paths_parser() -> OneLineParser:
     parser.add_argument("--model", type=str | None, default=None, help="As for record; or --trace.")
     _add_reading(parser)
     parser.add_argument("--trace", type=Path | None, default=None, help="A trace that record has written.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the report.")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="Folder of the report.")
     parser.add_argument("--later", type=Path | None, default=None, help="Trace of a later checkpoint, for saturation.")
     parser.add_argument(
         "--tagger", type=str | None, default=None, help="Classes of tokens: python, text, or module:function."
@@ -82,14 +82,16 @@ def _perturb_parser() -> OneLineParser:
     parser.add_argument("--model", type=str, required=True, help="As for record.")
     _add_reading(parser)
     parser.add_class_arguments(Perturbations, as_group=False)
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the report; that of paths gets the chart.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="Folder of the report; that of paths gets the chart."
+    )
     return parser
 
 
 def _compare_parser() -> OneLineParser:
     parser = OneLineParser(description="Reports side by side, in one page and one table.")
     parser.add_argument("reports", type=Path, nargs="+", help="Two report.json or more.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the page.")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="Folder of the page.")
     return parser
 
 

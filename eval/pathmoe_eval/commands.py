@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +17,22 @@ from pathmoe_eval.analysis import Options, analyse
 from pathmoe_eval.classes.token_classes import load_tagger
 from pathmoe_eval.evaluation.evaluated_data import EvaluatedData, EvaluatedDocument, read_evaluated
 from pathmoe_eval.evaluation.evaluated_model import DType, EvaluatedModel, open_model
+from pathmoe_eval.evaluation.identity import (
+    documents_identity,
+    model_identity,
+    recorded_identity,
+    refuse_another_trace,
+    trace_identity,
+)
 from pathmoe_eval.evaluation.perplexity import perplexity as perplexity_of_scores
 from pathmoe_eval.evaluation.recording import record as record_trace
 from pathmoe_eval.evaluation.scoring import TokenScores, join_scores, scored_batches
 from pathmoe_eval.evaluation.windows import score_windows
-from pathmoe_eval.experts.saturation import trace_saturation
+from pathmoe_eval.experts.saturation import check_later, trace_saturation
 from pathmoe_eval.perturbations.perturbing import Perturbations, measure_robustness
-from pathmoe_eval.reports.report import PAGE_FILE, REPORT_FILE, refuse_another_report, write_report
+from pathmoe_eval.reports.report import PAGE_FILE, REPORT_FILE, read_report, refuse_another_report, write_report
 from pathmoe_eval.terminal_tables import perplexity_lines, robustness_lines
+from pathmoe_eval.traces.moe_layers import moe_layers
 from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 
 TRACE_FOLDER = "trace"
@@ -68,7 +76,8 @@ def record_command(model: ModelOptions, data: EvaluatedData, out: Path, logits: 
     """Write the routing of every token of the data as a trace."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
-    scores = _record(opened, documents, model, data, out, logits, command)
+    run = _run_of_documents(opened, model, data, documents, command)
+    scores = _record(opened, documents, model, run, out, logits)
     print(f"{out}: routing of {_num_tokens(documents):,} tokens, {len(scores.position_N):,} of them scored")
 
 
@@ -76,7 +85,7 @@ def perplexity_command(model: ModelOptions, data: EvaluatedData, out: Path | Non
     """Print perplexity and bits per byte; with `out`, write a report of them."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
-    run = _run_of_documents(opened, data, documents, command)
+    run = {} if out is None else _run_of_documents(opened, model, data, documents, command)
     if out is not None:
         refuse_another_report(out, run)
     batches = scored_batches(opened.model, score_windows(documents, **model.windows(opened)))
@@ -98,7 +107,10 @@ def paths_command(
     options: Options,
     command: str,
 ) -> None:
-    """Write the report of a trace, or of a model's routing, whose trace then lies in the report's folder."""
+    """Write the report of a trace, or of a model's routing, whose trace then lies in the report's folder.
+
+    A command that broke goes on, when it is given again, from what it has left: see `_recorded`.
+    """
     refuse_another_report(out, {})
     tag = None if tagger is None else load_tagger(tagger)
     later_trace = None if later is None else open_trace(later)
@@ -110,30 +122,60 @@ def paths_command(
             recorded = recorded.first(data.max_tokens)
         tokenizer = _tokenizer_of(recorded, tagger)
     else:
-        _refuse_recorded(out)
         opened = model.open()
         tokenizer = opened.tokenizer
-        documents = list(read_evaluated(data, opened))
-        refuse_another_report(out, _run_of_documents(opened, data, documents, command))
-        scores = _record(opened, documents, model, data, out / TRACE_FOLDER, logits, command)
-        sections["perplexity"] = asdict(perplexity_of_scores(scores, documents))
-        recorded = open_trace(out / TRACE_FOLDER)
+        recorded = _recorded(opened, model, data, later_trace, out, logits, command)
     if tag is None:
         tag = load_tagger("python" if recorded.header.data == PYTHON_STDLIB else "text")
-    sections |= analyse(recorded, tokenizer, tag, options)
+    run = _run_of_trace(recorded, command, options)
+    refuse_another_report(out, run)
     if later_trace is not None:
         sections["saturation"] = asdict(trace_saturation(recorded, later_trace))
-    write_report(out, {"run": _run_of_trace(recorded, command, options), "sections": sections})
+    sections |= analyse(recorded, tokenizer, tag, options)
+    write_report(out, {"run": run, "sections": sections})
     print(f"{out / PAGE_FILE}: {recorded.num_tokens:,} tokens; every number is in {out / REPORT_FILE}")
 
 
-def _refuse_recorded(out: Path) -> None:
-    """Refuse to record again where a trace is, before the work begins."""
-    if (trace := out / TRACE_FOLDER).exists():
-        raise ValueError(
-            f"--out ({out}) must hold no trace yet, but holds {trace}; analyse that with --trace {trace} in the place "
-            "of --model, or remove it"
-        )
+def _recorded(
+    opened: EvaluatedModel,
+    model: ModelOptions,
+    data: EvaluatedData,
+    later: RoutingTrace | None,
+    out: Path,
+    logits: bool,
+    command: str,
+) -> RoutingTrace:
+    """The trace of a model's routing, in the folder of a report that says its perplexity.
+
+    A trace that is there and of this very run is not recorded again, and perplexity that the report has stays.
+    """
+    documents = list(read_evaluated(data, opened))
+    run = _run_of_documents(opened, model, data, documents, command)
+    refuse_another_report(out, run)
+    _check_before_recording(opened, documents, later)
+    folder = out / TRACE_FOLDER
+    if not folder.is_dir() or not any(folder.iterdir()):
+        scores = _record(opened, documents, model, run, folder, logits)
+    else:
+        trace = open_trace(folder)
+        refuse_another_trace(trace, run, logits)
+        sys.stderr.write(f"note: {folder} is the trace of this run, which is not recorded again\n")
+        if (out / REPORT_FILE).exists() and "perplexity" in read_report(out / REPORT_FILE)["sections"]:
+            return trace
+        scores = join_scores(scored_batches(opened.model, score_windows(documents, **model.windows(opened))))
+    # Before the analysis, so that what breaks there costs no forward.
+    write_report(out, {"run": run, "sections": {"perplexity": asdict(perplexity_of_scores(scores, documents))}})
+    return open_trace(folder)
+
+
+def _check_before_recording(
+    opened: EvaluatedModel, documents: Sequence[EvaluatedDocument], later: RoutingTrace | None
+) -> None:
+    if max(len(document.token_ids) for document in documents) < 2:
+        raise ValueError("--data (0 scored tokens) must hold a document of at least 2 tokens; give longer text")
+    if later is not None:
+        layers = moe_layers(opened.model)
+        check_later(later, num_tokens=_num_tokens(documents), num_layers=len(layers), num_experts=layers[0].num_experts)
 
 
 def perturb_command(
@@ -142,7 +184,7 @@ def perturb_command(
     """Write a report of perplexity under interventions, or add it to the report of the same model and data."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
-    run = _run_of_documents(opened, data, documents, command)
+    run = _run_of_documents(opened, model, data, documents, command)
     refuse_another_report(out, run)
     result = measure_robustness(opened.model, documents, perturbations, **model.windows(opened))
     write_report(out, {"run": run, "sections": {"perturbation": asdict(result)}})
@@ -155,19 +197,18 @@ def _record(
     opened: EvaluatedModel,
     documents: Sequence[EvaluatedDocument],
     model: ModelOptions,
-    data: EvaluatedData,
+    run: Mapping[str, Any],
     folder: Path,
     logits: bool,
-    command: str,
 ) -> TokenScores:
     return record_trace(
         opened,
         documents,
         folder,
         **model.windows(opened),
-        data=str(data.data),
+        data=run["data"],
         logits=logits,
-        provenance={"command": command} | provenance(),
+        provenance={"command": run["command"], "identity": recorded_identity(run)} | provenance(),
     )
 
 
@@ -176,7 +217,11 @@ def _num_tokens(documents: Sequence[EvaluatedDocument]) -> int:
 
 
 def _run_of_documents(
-    opened: EvaluatedModel, data: EvaluatedData, documents: Sequence[EvaluatedDocument], command: str
+    opened: EvaluatedModel,
+    model: ModelOptions,
+    data: EvaluatedData,
+    documents: Sequence[EvaluatedDocument],
+    command: str,
 ) -> dict[str, Any]:
     """What a report says of its run, where nothing was recorded."""
     return {
@@ -185,6 +230,9 @@ def _run_of_documents(
         "data": str(data.data),
         "num_tokens": _num_tokens(documents),
         "num_sequences": len(documents),
+        **model.windows(opened),
+        **model_identity(opened.model),
+        **documents_identity(documents),
         "versions": provenance(),
         "created": _now(),
     }
@@ -215,9 +263,7 @@ def _run_of_trace(trace: RoutingTrace, command: str, options: Options) -> dict[s
     header = trace.header
     return {
         "command": command,
-        "model": header.model,
-        "data": header.data,
-        "num_tokens": trace.num_tokens,
+        **trace_identity(trace),
         "num_sequences": trace.num_sequences,
         "num_layers": header.num_layers,
         "num_experts": header.num_experts,

@@ -189,7 +189,7 @@ ERRORS = {
     "paths --model M/ours --data M/data.jsonl --out OUT --tager text": "--tager",
     "paths --trace M/none --max_length 3 --out OUT": "--max_length (3) must not be given with --trace",
     "compare M/data.jsonl M/empty.jsonl --out OUT": "report.json of a report",
-    "paths --trace M/none": "--out must be given; add it",
+    "record --model M/ours": "--out must be given; add it",
     "show": "show",
 }
 
@@ -207,16 +207,21 @@ def test_bad_input_ends_in_one_line_and_status_2(
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
-def test_recording_again_is_refused_and_analysing_again_is_not(
-    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("again", ["--model M/ours --data M/data.jsonl", "--trace OUT/trace"])
+def test_analysing_again_needs_no_recording(again: str, run: Callable[..., None], tmp_path: Path) -> None:
     run("paths --model M/ours --data M/data.jsonl --out OUT")
-    with pytest.raises(SystemExit, match="2"):
-        run("paths --model M/ours --data M/data.jsonl --out OUT --sets true")
-    assert f"analyse that with --trace {tmp_path}/out/trace in the place of --model" in capsys.readouterr().err
-    run("paths --trace OUT/trace --out OUT --sets true")
+    written = (tmp_path / "out" / "trace" / "trace.json").stat()
+    run(f"paths {again} --out OUT --sets true")
+    assert (tmp_path / "out" / "trace" / "trace.json").stat() == written
     sections = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]
     assert "sets" in sections["concentration"] and "perplexity" in sections
+
+
+def test_recording_to_where_a_trace_is_is_refused(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    run("record --model M/ours --data M/data.jsonl --out OUT")
+    with pytest.raises(SystemExit, match="2"):
+        run("record --model M/ours --data M/data.jsonl --out OUT")
+    assert "out (another trace) must be a new or an empty folder" in capsys.readouterr().err
 
 
 def test_a_trace_that_was_cut_short_and_a_report_of_another_run_are_refused(

@@ -132,17 +132,36 @@ def trace_saturation(earlier: RoutingTrace, later: RoutingTrace) -> Saturation:
         ValueError: traces of other tokens, or of models of another shape.
     """
     header = earlier.header
-    counts = SaturationCounts(
-        num_layers=header.num_layers, num_experts=header.num_experts, num_experts_per_tok=header.num_experts_per_tok
-    )
-    if earlier.num_tokens != later.num_tokens:
-        raise ValueError(
-            f"--later ({later.num_tokens} tokens) must be a trace of the same {earlier.num_tokens} tokens; record both "
-            "with the same --data, --max_tokens and windows"
-        )
+    shape = {name: getattr(header, name) for name in ("num_layers", "num_experts", "num_experts_per_tok")}
+    check_later(later, num_tokens=earlier.num_tokens, **shape)
+    counts = SaturationCounts(**shape)
     for (earlier_NLK, earlier_ids_N), (later_NLK, later_ids_N) in _side_by_side(earlier, later):
         counts.update(earlier_NLK, later_NLK, earlier_ids_N, later_ids_N)
     return counts.result()
+
+
+def check_later(later: RoutingTrace, *, num_tokens: int, **shape: int) -> None:
+    """Refuse a later checkpoint's trace that can't be of the same tokens, or of another shape of model.
+
+    Args:
+        later: the trace.
+        num_tokens: of the earlier checkpoint's.
+        shape: what is known of the earlier one: num_layers, num_experts, num_experts_per_tok.
+
+    Raises:
+        ValueError: it is another number than that of the later one.
+    """
+    if num_tokens != later.num_tokens:
+        raise ValueError(
+            f"--later ({later.num_tokens} tokens) must be a trace of the same {num_tokens} tokens; record both "
+            "with the same --data, --max_tokens and windows"
+        )
+    for name, number in shape.items():
+        if number != (found := getattr(later.header, name)):
+            raise ValueError(
+                f"--later ({name} {found}) must be a trace of a checkpoint of the same run, with {name} {number}; "
+                "give another"
+            )
 
 
 def _side_by_side(*traces: RoutingTrace) -> Iterator[tuple[tuple[NDArray[np.integer], NDArray[np.integer]], ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,7 +12,15 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from pathmoe.training.run_folder import write_text_atomically
-from pathmoe_eval.reports.comparison_rows import Report, comparison_notes, comparison_rows, sections_of
+from pathmoe_eval.reports.comparison_rows import (
+    MARK,
+    Report,
+    comparison_notes,
+    comparison_rows,
+    is_of_unlike_samples,
+    sections_of,
+    unlike_runs,
+)
 from pathmoe_eval.reports.figure_style import line_figure
 from pathmoe_eval.reports.number_format import UNDEFINED, count
 from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_html, shown
@@ -32,6 +41,8 @@ class Comparison:
     """HTML, as self-contained as that of a report."""
     table: str
     """Markdown: a row for each figure, a column for each report."""
+    warnings: tuple[str, ...] = ()
+    """What keeps figures from comparing like for like, each in one line; the page and the table say it, too."""
 
 
 def compare_command(paths: Sequence[Path], out: Path, command: str) -> None:
@@ -47,6 +58,8 @@ def compare_command(paths: Sequence[Path], out: Path, command: str) -> None:
     """
     comparison = compare(read_reports(paths), command)
     write_comparison(out, comparison)
+    for warning in comparison.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
     print(comparison.table)
     print(f"{out / PAGE_FILE}: {len(paths)} reports side by side; the table is in {out / TABLE_FILE}, too")
 
@@ -80,8 +93,11 @@ def compare(reports: Mapping[str, Report], command: str) -> Comparison:
     Raises:
         ValueError: entropies that no number of tokens makes comparable.
     """
-    rows = comparison_rows(reports)
-    notes = comparison_notes(reports)
+    rows = {
+        f"{name} {MARK}" if is_of_unlike_samples(row) else name: row for name, row in comparison_rows(reports).items()
+    }
+    warnings = _warnings(reports, rows)
+    notes = [*warnings, *comparison_notes(reports)]
     table = Table(
         title="",
         head=["figure", *reports],
@@ -94,7 +110,17 @@ def compare(reports: Mapping[str, Report], command: str) -> Comparison:
         Chapter(title="How this was made", notes=[command], parts=[_reports_table(reports)]),
     ]
     title = f"{len(reports)} models side by side"
-    return Comparison(page=page_html(title, " · ".join(reports), chapters), table=_markdown(rows, reports, notes))
+    page, markdown = page_html(title, " · ".join(reports), chapters), _markdown(rows, reports, notes)
+    return Comparison(page=page, table=markdown, warnings=tuple(warnings))
+
+
+def _warnings(reports: Mapping[str, Report], rows: Mapping[str, Sequence[SummaryRow | None]]) -> list[str]:
+    num_unlike = sum(map(is_of_unlike_samples, rows.values()))
+    unlike_samples = (
+        f"Rows marked {MARK} ({num_unlike} of {len(rows)}) were counted on different numbers of tokens: what differs "
+        "there may be the sample and not the model."
+    )
+    return [*filter(None, [unlike_runs(reports)]), *([unlike_samples] if num_unlike else [])]
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:

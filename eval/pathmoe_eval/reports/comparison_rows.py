@@ -7,10 +7,11 @@ that all reports share: that of the reports where it is the same, else the highe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathmoe_eval.reports.number_format import bits, count, percent
+from pathmoe_eval.reports.report import facts_of
 from pathmoe_eval.reports.summary import (
     SUMMARY_OF_SECTION,
     SummaryRow,
@@ -20,6 +21,11 @@ from pathmoe_eval.reports.summary import (
 )
 
 Report = Mapping[str, Any]
+
+MARK = "\N{DAGGER}"
+"""Stands behind the name of a row whose figures were counted on different numbers of tokens."""
+
+_LIKE_FOR_LIKE = ("max_length", "stride", "dtype", "data_hash")
 
 
 def comparison_rows(reports: Mapping[str, Report]) -> dict[str, list[SummaryRow | None]]:
@@ -69,6 +75,28 @@ def _concentration_rows(sections: Mapping[str, Any], num_tokens: int) -> list[Su
         SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens, intervals.get(name, ""))
         for name, (value, beside) in values.items()
     ]
+
+
+def unlike_runs(reports: Mapping[str, Report]) -> str | None:
+    """A warning, in one line, that reports read otherwise or read something else; what one does not know of itself is
+    not compared.
+
+    Without it, figures are of the same tokens, read in the same windows by parameters of the same dtype.
+    """
+    facts = {name: facts_of(report) for name, report in reports.items()}
+    differing = []
+    for key in _LIKE_FOR_LIKE:
+        known = {name: of_report[key] for name, of_report in facts.items() if key in of_report}
+        if len(set(known.values())) > 1:
+            differing.append(f"{key} ({', '.join(f'{name}: {value}' for name, value in known.items())})")
+    if not differing:
+        return None
+    return f"The reports differ in {'; '.join(differing)}: their figures do not compare like for like."
+
+
+def is_of_unlike_samples(row: Sequence[SummaryRow | None]) -> bool:
+    """Whether the figures of a row were counted on different numbers of tokens."""
+    return len({figure.num_tokens for figure in row if figure is not None}) > 1
 
 
 def comparison_notes(reports: Mapping[str, Report]) -> list[str]:

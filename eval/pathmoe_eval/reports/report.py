@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pathmoe.training.run_folder import write_text_atomically
+from pathmoe_eval.evaluation.identity import IDENTITY
 from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
 from pathmoe_eval.reports.number_format import count
 from pathmoe_eval.reports.page import Cell, Chapter, Table, Words, page_html
@@ -28,7 +29,7 @@ PAGE_FILE = "index.html"
 # What else a command may have put into the folder before its report.
 _TRACE_FOLDER = "trace"
 
-_SAME_IN_ONE_REPORT = ("model", "data", "num_tokens")
+_ALWAYS_KNOWN = ("model", "data", "num_tokens")
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
@@ -43,7 +44,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
             `sections` by name, each as `dataclasses.asdict` makes it, or a list or dict of such.
 
     Raises:
-        ValueError: the folder holds something else, or a report of another model, data or number of tokens.
+        ValueError: the folder holds something else, or a report of another evaluation; see `refuse_another_report`.
     """
     refuse_another_report(folder, report["run"])
     path = folder / REPORT_FILE
@@ -60,11 +61,10 @@ def refuse_another_report(folder: Path, run: Mapping[str, Any]) -> None:
 
     Args:
         folder: where the report would be written; it need not exist.
-        run: as in a report; what it lacks is not compared.
+        run: as in a report. `IDENTITY` is compared, but for what it or the report there does not know.
 
     Raises:
-        ValueError: the folder is a file or holds something else, or a report of another model, data or number of
-            tokens.
+        ValueError: the folder is a file or holds something else, or a report of another evaluation.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out ({folder}) must be a folder, but is a file; choose another")
@@ -75,9 +75,9 @@ def refuse_another_report(folder: Path, run: Mapping[str, Any]) -> None:
         raise ValueError(f"--out ({folder}) must hold nothing but a report, but holds {found}; choose another folder")
     if REPORT_FILE not in names:
         return
-    theirs = read_report(folder / REPORT_FILE)["run"]
-    for key in _SAME_IN_ONE_REPORT:
-        if key in run and run[key] != theirs[key]:
+    theirs = facts_of(read_report(folder / REPORT_FILE))
+    for key in IDENTITY:
+        if key in run and key in theirs and run[key] != theirs[key]:
             raise ValueError(
                 f"--out ({folder}) must hold no other report, but holds one of {key} {theirs[key]}, not {run[key]}; "
                 "choose another folder"
@@ -100,24 +100,32 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} (without format, run and sections) must be the report.json of a report; give that")
     if report["format"] != FORMAT:
         raise ValueError(f"{path}: format ({report['format']}) must be {FORMAT}; write the report again")
-    missing = [key for key in ("command", *_SAME_IN_ONE_REPORT) if key not in report["run"]]
+    missing = [key for key in ("command", *_ALWAYS_KNOWN) if key not in report["run"]]
     if missing:
         raise ValueError(f"{path}: run (without {missing[0]}) must say what was evaluated; write the report again")
     return report
 
 
+def facts_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What all the runs of a report say of it, where they differ the last one."""
+    return {key: value for run in _runs_of(report) for key, value in run.items()}
+
+
+def _runs_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """In the order in which they wrote their parts."""
+    return [*report.get("earlier_runs", []), report["run"]]
+
+
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The sections of both, the new ones where both have them."""
-    runs = [*old.get("earlier_runs", []), old["run"]]
-    earlier = [run for run in runs if run["command"] != new["run"]["command"]]
+    earlier = [run for run in _runs_of(old) if run["command"] != new["run"]["command"]]
     merged = {"format": FORMAT, "run": new["run"], "sections": {**old["sections"], **new["sections"]}}
     return {**merged, "earlier_runs": earlier} if earlier else merged
 
 
 def report_page(report: Mapping[str, Any]) -> str:
     """The page of a report, as `read_report` gives it."""
-    runs = [*report.get("earlier_runs", []), report["run"]]
-    facts = {key: value for run in runs for key, value in run.items()}
+    facts = facts_of(report)
     return page_html(f"Expert paths of {facts['model']}", _subtitle(facts), report_chapters(report, facts))
 
 
@@ -152,7 +160,7 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
         "perturbation": lambda section: [perturbation_chapter(section)],
     }
     shown = [chapter for name, make in chapters.items() if name in sections for chapter in make(sections[name])]
-    return [_summary(sections), *shown, _runs([*report.get("earlier_runs", []), report["run"]])]
+    return [_summary(sections), *shown, _runs(_runs_of(report))]
 
 
 def _summary(sections: Mapping[str, Any]) -> Chapter:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +29,7 @@ from pathmoe_eval.traces.trace_header import (
     token_columns,
     tokens_schema,
 )
+from pathmoe_eval.traces.unfinished import begin_beside
 
 _MAX_BATCH_TOKENS = 1 << 16
 _MAX_BATCH_BYTES = 1 << 26
@@ -40,7 +40,8 @@ class TraceWriter:
     """Writes the folder of one trace.
 
     The folder appears when `close` has written all of it, or the `with` block ends without an exception; until then,
-    and after a kill, there is only a hidden one beside it, `.NAME-...`, that no reader takes for a trace.
+    and after a kill, there is only a hidden one beside it, `.NAME-...`, that no reader takes for a trace. The next
+    writer of the same folder removes what killed ones have left, and nothing of one that lives.
     """
 
     def __init__(self, folder: str | Path, header: TraceHeader) -> None:
@@ -67,8 +68,7 @@ class TraceWriter:
         self._domains: list[str] = []
         self._begins: list[int] = []
 
-        self._beside = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex[:8]}")
-        self._beside.mkdir(parents=True)
+        self._beside, self._lock = begin_beside(self.folder, TOKENS_FILE)
         self._tokens = _ArrowFile(self._beside / TOKENS_FILE, tokens_schema(header))
         self._sequences = _ArrowFile(self._beside / SEQUENCES_FILE, SEQUENCES_SCHEMA)
         self._is_open = True
@@ -138,6 +138,7 @@ class TraceWriter:
         self._tokens.abandon()
         self._sequences.abandon()
         shutil.rmtree(self._beside, ignore_errors=True)
+        self._lock.close()
 
     def __enter__(self) -> TraceWriter:
         return self

@@ -19,6 +19,7 @@ from pathmoe.data import train_bpe
 from pathmoe.olmoe import to_olmoe
 from pathmoe.training.export import EXPORT_MARK, export_model, load_model
 from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel, open_model
+from pathmoe_eval.evaluation.identity import model_identity
 
 IDS = torch.arange(12)[None]
 
@@ -57,6 +58,14 @@ def test_a_run_is_opened_by_its_folder_its_checkpoint_its_export_and_last(
         assert opened.context_length == 32
     assert open_model("last").name == "runs/first/last.ckpt"
     assert open_model("best").name == "runs/first/best.ckpt"
+
+
+def test_a_checkpoint_and_its_export_are_one_model_by_their_weights(run: Path) -> None:
+    names = (run / "last.ckpt", run / "export")
+    identities = [model_identity(open_model(str(name)).model) for name in names]
+    assert identities[0] == identities[1]
+    narrow = [model_identity(open_model(str(name), dtype="bfloat16").model) for name in names]
+    assert narrow[0] == narrow[1] and narrow[0]["model_hash"] != identities[0]["model_hash"]
 
 
 def test_an_export_away_from_its_run_has_no_data_of_a_run(run: Path, tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def test_the_page_has_the_rows_the_notes_and_the_commands(make_report) -> None:
     reports = {"one": make_report(), "two": make_report(router_of_layer=(0, 1, 2, 3, 4), model="m2", num_tokens=500)}
     page = html.unescape(compare(reports, COMMAND).page)
     for name, rows in comparison_rows(reports).items():
-        assert f"<bdi>{name}</bdi>" in page
+        mark = " \N{DAGGER}" if None not in rows and rows[0].num_tokens != rows[1].num_tokens else ""
+        assert f"<bdi>{name}{mark}</bdi>" in page
         for row in rows:
             if row is not None:
                 assert f"<bdi>{row.value}</bdi><small>{row.context}; {row.num_tokens:,} tokens</small>" in page
@@ -126,6 +127,36 @@ def test_the_command_writes_both_and_prints_the_table(folders: list[Path], capsy
     assert (tmp_path / "out" / TABLE_FILE).read_text() == comparison.table
     assert (tmp_path / "out" / PAGE_FILE).read_text() == comparison.page
     assert comparison.table in capsys.readouterr().out
+
+
+def test_what_does_not_compare_like_for_like_is_said_on_stderr_on_the_page_and_in_the_table(
+    make_report, capsys, tmp_path: Path
+) -> None:
+    for name, report in (("a", make_report(model="one")), ("b", make_report(model="two", num_tokens=500))):
+        report["run"]["stride"] = len(report["run"]["router_of_layer"]) + (name == "b")
+        write_report(tmp_path / name, report)
+    compare_command([tmp_path / "a", tmp_path / "b"], tmp_path / "out", COMMAND)
+    error = capsys.readouterr().err.splitlines()
+    unlike = "The reports differ in stride (one: 5, two: 6): their figures do not compare like for like."
+    assert error[0] == f"warning: {unlike}"
+    table = (tmp_path / "out" / TABLE_FILE).read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    marked = [row for row in rows if row.split(" | ")[0].endswith(" \N{DAGGER}")]
+    assert error[1:] == [
+        f"warning: Rows marked \N{DAGGER} ({len(marked)} of {len(rows)}) were counted on different numbers of tokens: "
+        "what differs there may be the sample and not the model."
+    ]
+    # Entropies are those of equal numbers of tokens.
+    assert len(marked) == len(rows) - 3 and not any("entropy H" in row for row in marked)
+    page = html.unescape((tmp_path / "out" / PAGE_FILE).read_text())
+    for warning in error:
+        assert warning.removeprefix("warning: ") in page
+    assert unlike in table
+
+
+def test_one_evaluation_of_two_models_needs_no_warning(folders: list[Path], capsys, tmp_path: Path) -> None:
+    compare_command(folders, tmp_path / "out", COMMAND)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["report.json", "notes.txt", PAGE_FILE])

@@ -10,9 +10,16 @@ import pytest
 
 from pathmoe_eval.paths.path_blocks import BlockCounts
 from pathmoe_eval.paths.paths import PathCounts
-from pathmoe_eval.reports.comparison_rows import comparison_notes, comparison_rows, sections_of, shared_num_tokens
+from pathmoe_eval.reports.comparison_rows import (
+    comparison_notes,
+    comparison_rows,
+    is_of_unlike_samples,
+    sections_of,
+    shared_num_tokens,
+    unlike_runs,
+)
 from pathmoe_eval.reports.number_format import bits, count
-from pathmoe_eval.reports.summary import rows_by_section
+from pathmoe_eval.reports.summary import SummaryRow, rows_by_section
 
 
 def concentration_of(path_ids: np.ndarray, grid: list[int] | None = None) -> dict[str, Any]:
@@ -127,6 +134,28 @@ def test_other_texts_are_named(make_report) -> None:
     (note,) = comparison_notes({"one": one, "two": two})
     assert note.endswith("one: 300 tokens of data.jsonl; two: 300 tokens of else.txt.")
     assert comparison_notes({"one": one, "two": one}) == []
+
+
+@pytest.mark.parametrize("key", ["max_length", "stride", "dtype", "data_hash"])
+def test_reports_that_were_read_otherwise_are_named(key: str, make_report) -> None:
+    one, two, unknown = make_report(), make_report(), make_report()
+    for report in (one, two):
+        report["run"] |= {"max_length": 64, "stride": 32, "dtype": "float32", "data_hash": "01", "model_hash": "23"}
+    two["run"]["model_hash"] = "45"
+    assert unlike_runs({"one": one, "two": two, "unknown": unknown}) is None
+    # An earlier part of a report knows it, too.
+    two["earlier_runs"] = [two["run"] | {key: 7}]
+    two["run"] = {name: value for name, value in two["run"].items() if name != key}
+    assert unlike_runs({"one": one, "two": two, "unknown": unknown}) == (
+        f"The reports differ in {key} (one: {one['run'][key]}, two: 7): their figures do not compare like for like."
+    )
+
+
+def test_a_row_is_of_unlike_samples_where_figures_have_other_numbers_of_tokens() -> None:
+    few, many = SummaryRow("x", "1", "", 10), SummaryRow("x", "1", "", 20)
+    assert is_of_unlike_samples([few, many])
+    assert not is_of_unlike_samples([few, None, few])
+    assert not is_of_unlike_samples([None, many])
 
 
 def test_a_section_that_is_not_everywhere_stands_where_it_is(make_report) -> None:

@@ -13,6 +13,7 @@ from pathmoe_eval.reports.report import (
     FORMAT,
     PAGE_FILE,
     REPORT_FILE,
+    facts_of,
     read_report,
     refuse_another_report,
     report_page,
@@ -168,6 +169,37 @@ def test_another_report_is_refused_and_stays(key: str, value: Any, make_report, 
     with pytest.raises(ValueError, match=rf"^--out \(.*\) must hold no other report, but holds one of {key} .*$"):
         write_report(tmp_path, part(report, "flow", **{key: value}))
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+READING = {
+    "max_length": 64, "stride": 32, "dtype": "float32", "domains": "news, code (01)", "data_hash": "23",
+    "model_hash": "45",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", READING)
+def test_what_was_read_otherwise_is_refused_in_one_line_that_names_the_key_and_both_values(
+    key: str, make_report, tmp_path: Path
+) -> None:
+    report = make_report()
+    write_report(tmp_path, part(report, "load", **READING))
+    write_report(tmp_path, part(report, "flow", **READING))
+    other = READING | {key: 7}
+    with pytest.raises(ValueError, match=rf"^--out \(.*\) must hold no other report, .* one of {key} ") as refusal:
+        write_report(tmp_path, part(report, "consistency", **other))
+    assert f"holds one of {key} {READING[key]}, not 7; choose another folder" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_one_of_them_does_not_know_is_not_compared_and_what_an_earlier_run_knew_is(
+    make_report, tmp_path: Path
+) -> None:
+    report = make_report()
+    write_report(tmp_path, part(report, "perplexity", **READING))
+    write_report(tmp_path, part(report, "load", command="pathmoe-eval paths --trace theirs"))
+    assert facts_of(read_report(tmp_path / REPORT_FILE)).items() >= READING.items()
+    with pytest.raises(ValueError, match="holds one of stride 32, not 16"):
+        refuse_another_report(tmp_path, READING | {"stride": 16})
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "index.html"])

@@ -183,6 +183,9 @@ def test_a_killed_writer_leaves_nothing_that_looks_like_a_trace(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [ROOT, ROOT / "kernels", ROOT / "eval"]))}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout.readline() == "writing\n"
+        with TraceWriter(tmp_path / "trace", make_header()) as another:
+            another.discard()
+        assert len(list(tmp_path.iterdir())) == 1  # of a process that lives
         process.send_signal(signal.SIGKILL)
     assert not place.exists()
     (left,) = tmp_path.iterdir()
@@ -191,3 +194,4 @@ def test_a_killed_writer_leaves_nothing_that_looks_like_a_trace(tmp_path):
         open_trace(left)
     fill_with_a_trace(place)
     assert open_trace(place).num_tokens == 3
+    assert list(tmp_path.iterdir()) == [place]
