@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pathmoe.training.stop_signals import Stopped
+from pathmoe.training.stop_signals import Stopped, stopping_at_once
 
 _SECONDS_TO_SPEAK = 5.0
 _OUR_PACKAGES = ("pathmoe", "pathmoe_kernels", "pathmoe_eval")
@@ -104,7 +104,8 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
     A ValueError from anywhere else is a fault of ours or of a library's, and keeps its traceback.
     """
     try:
-        program()
+        with stopping_at_once():
+            program()
     except Stopped as stopped:
         _let_the_first_rank_speak()
         if not rank_zero_only.rank:
