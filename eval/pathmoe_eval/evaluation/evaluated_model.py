@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import pathmoe  # noqa: F401  # makes our models known to transformers
+from pathmoe.data.hub import go_offline_without_hub, looks_like_path
 from pathmoe.training.config_files import read_yaml
 from pathmoe.training.export import EXPORT_MARK, load_model
 from pathmoe.training.run_folder import CONFIG_FILE, has_checkpoint, resolve_checkpoint, saved_config, saved_tokenizer
@@ -77,7 +78,7 @@ def open_model(name: str, dtype: DType = "auto", device: str = "auto") -> Evalua
                 "neither a checkpoint nor config.json; give the folder that does"
             )
         opened = _open_transformers(str(path), dtype, folder=path)
-    elif name.endswith(_FILE_SUFFIXES) or not _HUB_NAME.fullmatch(name):
+    elif name.endswith(_FILE_SUFFIXES) or looks_like_path(name) or not _HUB_NAME.fullmatch(name):
         raise ValueError(f"--model ({name}) must be a model that is there, but no file or folder is; check the path")
     else:
         opened = _open_transformers(name, dtype, folder=None)
@@ -139,11 +140,17 @@ def _as_option_model() -> Iterator[None]:
 
 def _open_transformers(name: str, dtype: DType, folder: Path | None) -> EvaluatedModel:
     """Model of a local folder, or of the hub where `folder` is None."""
+    has_hub = folder is not None or go_offline_without_hub()
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the loading info
     try:
         model, info = load(name, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     except Exception as error:
         # Broken files lead readers to errors of every kind.
+        if not has_hub and isinstance(error, OSError):
+            raise ValueError(
+                f"--model ({name}) must be a run, a checkpoint or a folder that is there, or the name of a model on the "
+                "hub, which can't be reached; check the path, or the network"
+            ) from error
         raise ValueError(
             f"--model ({name}) could not be loaded ({_reason(error)}); give a run, a checkpoint of ours, a folder with "
             "a causal language model of transformers, or the name of one on the hub"

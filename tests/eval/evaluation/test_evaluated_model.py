@@ -230,9 +230,12 @@ def test_an_export_without_its_tokenizer_is_refused(run: Path, tmp_path: Path) -
         open_model(str(tmp_path / "export"))
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "missing.ckpt", "~/no-such-run", "a b"])
+@pytest.mark.parametrize(
+    "name", ["no/such/folder", "./nothing", "missing.ckpt", "~/no-such-run", "a b", "runs/path_b4", "here/nothing"]
+)
 def test_what_is_not_there_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(
         ValueError, match=r"^--model \(.*\) must be a model that is there, but no file or folder is; ch"
     ):
@@ -253,7 +256,8 @@ def test_a_checkpoint_without_what_lies_beside_it_is_refused(run: Path, tmp_path
 
 def test_a_name_on_the_hub_without_a_network_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"^--model \(nobody/nothing\) could not be loaded \(OSError: .*\); giv"
+        ValueError,
+        match=r"^--model \(nobody/nothing\) must be a run, .* or the name of a model on the hub, which can't be reached; ",
     ) as caught:
         open_model("nobody/nothing")
     assert "\n" not in str(caught.value)
