@@ -68,6 +68,7 @@ def _allowed(detail: str) -> str | None:
         choices += ["null"] if "NoneType" in expected else []
         return f"one of {', '.join(choices)}"
     words = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected)
+    words = re.sub(r"\btuple(\[[^]]*\])?", "list [...]", words)
     return f"of type {words.replace('NoneType', 'null').replace(', ', ' or ')}"
 
 

@@ -1,4 +1,4 @@
-"""The command line as a process that gets Ctrl-C: one line and the status of a shell, while it loads and while it works."""
+"""The command line as a process that gets Ctrl-C, while it loads and while it works: one line, and a shell's status."""
 
 import os
 import signal

@@ -192,6 +192,29 @@ ERRORS = {
     "paths --trace M/none": "--out must be given; add it",
     "show": "show",
 }
+PERTURB_ERRORS = {
+    "--num_seeds 0": "--num_seeds (0) must be at least 1; raise it",
+    "--num_seeds -3": "--num_seeds (-3) must be at least 1; raise it",
+    "--num_seeds many": "num_seeds (many) must be of type int; change it",
+    "--noise_sizes [1,-0.5]": "--noise_sizes (-0.5) must be finite and at least 0; change it",
+    "--noise_sizes [.inf]": "--noise_sizes (inf) must be finite and at least 0; change it",
+    "--noise_sizes 0.5": "noise_sizes (0.5) must be of type list [...]; change it",
+    "--noise_sizes [loud]": "noise_sizes (loud) must be of type float; change it",
+    "--noise_sizes": "--noise_sizes must be followed by a value; add it",
+    "--path_numbers [0]": "--path_numbers (0) must be at least 1; change it, or give null for all",
+    "--path_numbers [null,-1]": "--path_numbers (-1) must be at least 1; change it, or give null for all",
+    "--path_numbers all": "path_numbers (all) must be of type list [...]; change it",
+    "--expert_numbers [0]": "--expert_numbers (0) must be at least 1; change it",
+    "--expert_numbers [1,5]": "--expert_numbers (5) must be at most the model's experts (4); lower it",
+    "--expert_numbers 2": "expert_numbers (2) must be of type list [...] or null; change it",
+    "--paths_from M/none": "--paths_from: ",
+    "--paths_from M/data.jsonl": "(no trace.json) must be the folder of a trace; record one, or check the path",
+    "--seeds 3": "--seeds (3) is not a known option; see --help",
+    "--max_length 8 --stride 9": "--stride (9)",
+}
+ERRORS |= {
+    f"perturb --model M/ours --data M/data.jsonl --out OUT {line}": PERTURB_ERRORS[line] for line in PERTURB_ERRORS
+}
 
 
 @pytest.mark.parametrize("line", ERRORS)

@@ -148,8 +148,8 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
         # Broken files lead readers to errors of every kind.
         if not has_hub and isinstance(error, OSError):
             raise ValueError(
-                f"--model ({name}) must be a run, a checkpoint or a folder that is there, or the name of a model on the "
-                "hub, which can't be reached; check the path, or the network"
+                f"--model ({name}) must be a run, a checkpoint or a folder that is there, or the name of a model on "
+                "the hub, which can't be reached; check the path, or the network"
             ) from error
         raise ValueError(
             f"--model ({name}) could not be loaded ({_reason(error)}); give a run, a checkpoint of ours, a folder with "

@@ -257,7 +257,7 @@ def test_a_checkpoint_without_what_lies_beside_it_is_refused(run: Path, tmp_path
 def test_a_name_on_the_hub_without_a_network_is_refused() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^--model \(nobody/nothing\) must be a run, .* or the name of a model on the hub, which can't be reached; ",
+        match=r"^--model \(nobody/nothing\) must be a run, .* or the name of a model on the hub, which can't be reach",
     ) as caught:
         open_model("nobody/nothing")
     assert "\n" not in str(caught.value)
