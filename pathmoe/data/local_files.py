@@ -34,6 +34,8 @@ def find_files(source: str | list[str]) -> list[Path]:
                 "glob of them, python-stdlib, c-functions, or the name of a hub data set"
             )
         files += found
+    if not files:
+        raise ValueError("data.source ([]) must name a file at least; add one")
     for file in files:
         if file.suffix not in SUFFIXES:
             raise ValueError(f"data.source: {file} must end in one of {', '.join(SUFFIXES)}; convert or rename it")
@@ -48,8 +50,8 @@ def read_file(file: Path, text_key: str) -> Iterator[Document]:
     Raises ValueError naming the file, and the byte, line or row, where text is not UTF-8, not JSON, or lacks text_key.
     """
     if file.suffix == ".txt":
-        if text := _decode(file.read_bytes(), file, offset=0):
-            yield Document(text)
+        if whole := _decode(file.read_bytes(), file, offset=0):
+            yield Document(whole)
         return
     for number, row in enumerate(read_records(file, [text_key]), start=1):
         if text := text_of(row, text_key, f"{file}, record {number}"):
@@ -119,6 +121,8 @@ def _parse(text: str, file: Path, line: int) -> Any:
             f"data.source: {file} is not JSON at line {line + error.lineno - 1} ({error.msg}); "
             "fix it: one object a line, or one array in a .json file"
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"data.source: {file} is nested too deeply at line {line} to be a record; fix it") from error
 
 
 def _parquet_rows(file: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ _CLEARER = {
     r"^unrecognized arguments: (-[^\s=]+)=(\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (-\S+) ([^-]\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (\S+).*$": r"\1 is not a known option; see --help",
-    r"^argument (?:-c/)?(--\S+): expected one argument$": r"\1 must be followed by a value; add it",
+    r"^argument (?:-c/)?(--[^\s/]+)(?:/\S+)?: expected one argument$": r"\1 must be followed by a value; add it",
     r"^the following arguments are required: (?:\w+\.)?([\w.]+).*$": r"--\1 must be given; add it",
 }
 

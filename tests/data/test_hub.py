@@ -58,15 +58,8 @@ def no_hub(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def empty_hub(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server that answers everything by an error."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    answers = {"do_HEAD": lambda self: self.send_error(404), "log_message": lambda *_: None}
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (BaseHTTPRequestHandler,), answers)) as server:
         threading.Thread(target=server.serve_forever).start()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         yield

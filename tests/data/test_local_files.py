@@ -29,6 +29,19 @@ def test_each_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.parquet", "body") == ["eins", "zwei ü"]
 
 
+def test_no_file_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^data\.source \(\[\]\) must name a file at least; add one$"):
+        find_files([])
+
+
+def test_records_without_an_end_to_their_depth_are_refused(tmp_path: Path) -> None:
+    deep = write(tmp_path / "deep.jsonl", '{"text": "a"}\n' + "[" * 100_000)
+    with pytest.raises(
+        ValueError, match=r"^data\.source: .*deep\.jsonl is nested too deeply at line 2 to be a record; fix"
+    ):
+        texts(deep)
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     records = [{"text": "eins"}, {"text": "\ufeffzwei"}]
     lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)

@@ -190,6 +190,14 @@ ERRORS = {
     "paths --trace M/none --max_length 3 --out OUT": "--max_length (3) must not be given with --trace",
     "compare M/data.jsonl M/empty.jsonl --out OUT": "report.json of a report",
     "paths --trace M/none": "--out must be given; add it",
+    "paths --trace M/none --out OUT --seed -1": "--seed (-1) must be at least 0; raise it",
+    "perplexity --model M/ours --data []": "--data ([]) must name a file at least; add one",
+    "perplexity --model M/ours --data": "--data must be followed by a value; add it",
+    "perplexity --model M/ours --out M/data.jsonl": "--out (M/data.jsonl) must be a folder, but is a file;",
+    "perturb --model M/ours --out M/data.jsonl/x": "/x) must be a folder, but M/data.jsonl is a file; choose another",
+    "record --model M/ours --out M/data.jsonl/x/y": "/y) must be a folder, but M/data.jsonl is a file; choose another",
+    "compare M/data.jsonl --out M/data.jsonl/x": "/x) must be a folder, but M/data.jsonl is a file; choose another",
+    "compare --out OUT": "reports (none) must be two or more",
     "show": "show",
 }
 PERTURB_ERRORS = {
@@ -219,15 +227,27 @@ ERRORS |= {
 
 @pytest.mark.parametrize("line", ERRORS)
 def test_bad_input_ends_in_one_line_and_status_2(
-    line: str, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, run: Callable[..., None], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(line)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert ERRORS[line] in error
+    assert ERRORS[line].replace("M/", f"{models}/") in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_can_not_be_written_is_refused_before_the_work(
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run("perplexity --model M/none --out OUT/deeper")
+    line = (
+        f"--out ({tmp_path}/out/deeper) must be a folder that can be written, but {tmp_path} can't be; choose another"
+    )
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_recording_again_is_refused_and_analysing_again_is_not(

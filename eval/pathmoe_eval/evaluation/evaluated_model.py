@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 import pathmoe  # noqa: F401  # makes our models known to transformers
 from pathmoe.data.hub import go_offline_without_hub, looks_like_path
@@ -142,8 +143,10 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
     """Model of a local folder, or of the hub where `folder` is None."""
     has_hub = folder is not None or go_offline_without_hub()
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the loading info
+    options = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
     try:
-        model, info = load(name, dtype=dtype, trust_remote_code=False, output_loading_info=True)
+        with _without_load_report():
+            model, info = load(name, ignore_mismatched_sizes=True, **options)
     except Exception as error:
         # Broken files lead readers to errors of every kind.
         if not has_hub and isinstance(error, OSError):
@@ -160,6 +163,12 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
             f"--model ({name}) must hold all weights of its config.json, but lacks {len(missing)}, such as "
             f"{missing[0]}; give a whole checkpoint"
         )
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise ValueError(
+            f"--model ({name}) must hold weights of the shapes of its config.json, but {key} is {list(found)}, not "
+            f"{list(expected)}; give the config.json that belongs to them"
+        )
     is_export = folder is not None and (folder / EXPORT_MARK).is_file()
     # Training writes its export into the folder of the run.
     run_config = folder.resolve().parent / CONFIG_FILE if folder is not None and is_export else None
@@ -170,6 +179,17 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
         ends_documents=is_export or model.config.model_type == "pathmoe",
         run_data=read_yaml(run_config)["data"] if run_config is not None and run_config.is_file() else None,
     )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from telling in tables what we say in a line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -105,13 +105,11 @@ def measure_robustness(
     num_experts = layers[0].num_experts
     if wrong := [number for number in perturbations.expert_numbers or () if number > num_experts]:
         raise ValueError(f"--expert_numbers ({wrong[0]}) must be at most the model's experts ({num_experts}); lower it")
-    paths_from, paths_PL = perturbations.paths_from, None
-    if paths_from is not None:
-        paths_PL = paths_of_trace(paths_from, len(layers), num_experts)
+    paths_from = perturbations.paths_from
+    of_trace_PL = None if paths_from is None else paths_of_trace(paths_from, len(layers), num_experts)
     windows = list(score_windows(documents, max_length, stride))
     free = score_free(model, windows, len(documents), windows_per_forward)
-    if paths_PL is None:
-        paths_PL = most_frequent_paths(free.path_ids_NL, None)
+    paths_PL = most_frequent_paths(free.path_ids_NL, None) if of_trace_PL is None else of_trace_PL
     perturbed = []
     for intervention in _interventions(model, free, paths_PL, perturbations):
         nats = []

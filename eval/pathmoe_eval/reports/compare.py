@@ -63,7 +63,7 @@ def read_reports(paths: Sequence[Path]) -> dict[str, Report]:
     files = [path / "report.json" if path.is_dir() else path for path in paths]
     if len(files) < 2:
         raise ValueError(
-            f"reports ({' '.join(map(str, paths))}) must be two or more; give another one to compare it with"
+            f"reports ({' '.join(map(str, paths)) or 'none'}) must be two or more; give another one to compare with"
         )
     places = [file.resolve() for file in files]
     if again := next((path for path, place in zip(paths, places, strict=True) if places.count(place) > 1), None):

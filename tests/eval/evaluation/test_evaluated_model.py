@@ -185,6 +185,11 @@ def with_half_the_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(half[: len(half) // 2])
 
 
+def with_config_of_another_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 290}))
+
+
 def without_tokenizer(folder: Path) -> None:
     for file in folder.glob("*token*"):
         file.unlink()
@@ -208,6 +213,10 @@ def without_config(folder: Path) -> None:
         (without_weights, r"could not be loaded \(OSError: Error no file named model\.safetensors.*\); give"),
         (with_other_weights, r"must hold all weights of its config\.json, but lacks \d+, such as lm_head\.weight; giv"),
         (with_half_the_weights, r"could not be loaded \(SafetensorError: .*\); give"),
+        (
+            with_config_of_another_size,
+            r"must hold weights of the shapes of its config\.json, but lm_head\.weight is \[300, 16\], not \[290, 16\]",
+        ),
         (without_tokenizer, r"must have a tokenizer"),
         (of_another_kind, r"could not be loaded \(ValueError: .*nothing-known.*\); give"),
         (with_broken_config, r"could not be loaded \(OSError: .*not a valid JSON file.*\); give"),

@@ -53,9 +53,7 @@ def test_reports_of_one_model_are_called_by_their_folders_or_files(make_report, 
 def test_one_report_or_one_twice_is_refused(folders: list[Path]) -> None:
     a, b = folders
     for paths in ([a], []):
-        with pytest.raises(
-            ValueError, match=r"^reports \(.*\) must be two or more; give another one to compare it with$"
-        ):
+        with pytest.raises(ValueError, match=r"^reports \(.*\) must be two or more; give another one to compare with$"):
             read_reports(paths)
     for paths in ([b, a, a], [a, a / "report.json"], [a, b / ".." / "a"]):
         with pytest.raises(
