@@ -31,5 +31,8 @@ def robustness_lines(result: Robustness) -> list[str]:
         lines.append(f"{name[:28]:28} {value:>11} {rise:>9} {interval:>21} {listed:>6}".rstrip())
     if any(one.listed_share is not None for one in result.perturbed):
         source = "the scored documents themselves" if result.paths_from is None else result.paths_from
-        lines += ["listed: tokens whose own path is on the list; with all, nothing changes", f"paths are of {source}"]
+        lines += [
+            "listed: tokens on listed paths; with all, only repeated context may change",
+            f"paths are of {source}",
+        ]
     return lines

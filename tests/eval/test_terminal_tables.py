@@ -102,7 +102,7 @@ def test_lists_of_paths_say_how_many_tokens_are_on_them_and_where_they_are_from(
     assert [line.split()[-1] for line in lines[:3]] == ["listed", "75.0%", "all"]
     assert lines[2].startswith("listed paths only, all ")
     assert lines[3:] == [
-        "listed: tokens whose own path is on the list; with all, nothing changes",
+        "listed: tokens on listed paths; with all, only repeated context may change",
         f"paths are of {of}",
     ]
     assert max(map(len, lines)) <= 80

@@ -96,7 +96,7 @@ def perturbation_chapter(section: Section) -> Chapter:
 
 
 def _listed_from(trace: str | None) -> str:
-    nothing = "A list that all tokens are on changes nothing."
+    nothing = "A list that all tokens are on changes nothing but the context that windows repeat."
     if trace is not None:
         return f"Paths are listed from the trace {trace}. {nothing}"
     return (
