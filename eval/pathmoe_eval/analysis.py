@@ -67,6 +67,10 @@ def analyse(
         counts.update(chunk, slice(start, stop), None if classes_N is None else classes_N[start:stop])
         start = stop
     sections = counts.sections(options)
+    if "router_scores" in sections:
+        said = trace.header.provenance
+        how = said.get("score_function_from", "trace" if "score_function" in said else "assumed")
+        sections["router_scores"]["score_function_from"] = how
     if (intervals := document_intervals(trace, counts.routing)) is not None:
         sections["intervals"] = asdict(intervals)
     if tokenizer is not None and classes_N is not None:

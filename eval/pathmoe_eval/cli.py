@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import fields
@@ -47,9 +48,21 @@ def evaluation_parser() -> OneLineParser:
 
 def _main() -> None:
     options = evaluation_parser().parse_args()
+    if (out := options[options.command].get("out")) is not None:
+        _refuse_a_place_without_room(out)
     disable_progress_bar()  # of transformers, which loads models in less time than it takes to read it
     run = {"paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "compare": _compare}
     run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
+
+
+def _refuse_a_place_without_room(out: Path) -> None:
+    """Refuse, before the work begins, a folder that could not be written to at its end."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        found = "is a file" if there == out else f"{there} is a file"
+        fail(f"--out ({out}) must be a folder, but {found}; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        fail(f"--out ({out}) must be a folder that can be written, but {there} can't be; choose another")
 
 
 def _paths_parser() -> OneLineParser:
@@ -90,7 +103,7 @@ def _perturb_parser() -> OneLineParser:
 
 def _compare_parser() -> OneLineParser:
     parser = OneLineParser(description="Reports side by side, in one page and one table.")
-    parser.add_argument("reports", type=Path, nargs="+", help="Two report.json or more.")
+    parser.add_argument("reports", type=Path, nargs="*", help="Two report.json or more.")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="Folder of the page.")
     return parser
 
@@ -119,6 +132,8 @@ def _settings(kind: type[Settings], options: Namespace) -> Settings:
 def _paths(options: Namespace, command: str) -> None:
     if (options.model is None) == (options.trace is None):
         fail(f"--model ({options.model}) or --trace ({options.trace}) must be given, and not both; give one of them")
+    if options.seed < 0:
+        fail(f"--seed ({options.seed}) must be at least 0; raise it")
     if options.trace is not None:
         _refuse_what_a_trace_has(options)
     paths_command(

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pathmoe.data.hub import go_offline_without_hub
 from pathmoe.data.sources import PYTHON_STDLIB
 from pathmoe.training.provenance import provenance
 from pathmoe_eval.analysis import Options, analyse
@@ -247,6 +248,8 @@ def _tokenizer_of(trace: RoutingTrace, tagger: str | None) -> PreTrainedTokenize
     name = trace.header.tokenizer
     try:
         if name:
+            if not Path(name).is_dir():
+                go_offline_without_hub()
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         pass

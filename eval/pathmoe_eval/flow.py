@@ -87,7 +87,7 @@ def _heading(flow: Flow, num_tokens: int) -> str:
     agreement = adjacent_agreement(flow.path_ids_NL)
     facts = (
         f"{num_tokens:,} tokens, path entropy {entropy.entropy_bits:.1f} of {entropy.ceiling_bits:.1f} bits, "
-        f"adjacent layers share {agreement.mean_mutual_information_corrected_bits:.2f} bits"
+        f"adjacent layers share {agreement.mean_mutual_information_corrected_bits:z.2f} bits"
     )
     return (
         f'<text x="{_MARGIN}" y="20" font-size="16" font-weight="bold">{escape(flow.title)}</text>'

@@ -2,6 +2,7 @@
 
 from pathmoe_eval.evaluation.perplexity import PerplexityResult
 from pathmoe_eval.perturbations.robustness import Robustness
+from pathmoe_eval.reports.summary import perturbed_name
 
 
 def perplexity_lines(result: PerplexityResult) -> list[str]:
@@ -10,7 +11,7 @@ def perplexity_lines(result: PerplexityResult) -> list[str]:
     lines = [f"{'':24} {'tokens':>11} {'perplexity':>10} {'95% interval':>19} {'bits/byte':>9}"]
     for name, of in rows if len(result.by_domain) > 1 else rows[:1]:
         interval = "" if of.perplexity_interval is None else "{:.2f} to {:.2f}".format(*of.perplexity_interval)
-        per_byte = "" if of.bits_per_byte is None else f"{of.bits_per_byte:.4f}"
+        per_byte = "" if of.bits_per_byte is None else f"{of.bits_per_byte:z.4f}"
         value = "" if of.perplexity is None else f"{of.perplexity:.3f}"
         lines.append(f"{name[:24]:24} {of.num_tokens:11,} {value:>10} {interval:>19} {per_byte:>9}")
     if result.total.perplexity_interval is not None:
@@ -20,11 +21,18 @@ def perplexity_lines(result: PerplexityResult) -> list[str]:
 
 def robustness_lines(result: Robustness) -> list[str]:
     """A table for the terminal."""
-    lines = [f"{'':32} {'perplexity':>11} {'rise, %':>9} {'95% interval':>21}"]
+    lines = [f"{'':28} {'perplexity':>11} {'rise, %':>9} {'95% interval':>21} {'listed':>6}"]
     for one in result.perturbed:
-        name = one.intervention if one.setting is None else f"{one.intervention} {one.setting:g}"
-        interval = "" if one.rise_percent_interval is None else "{:.1f} to {:.1f}".format(*one.rise_percent_interval)
+        name = perturbed_name(vars(one))
+        interval = "" if one.rise_percent_interval is None else "{:z.1f} to {:z.1f}".format(*one.rise_percent_interval)
         value = "" if one.perplexity is None else f"{one.perplexity:.2f}"
-        rise = "" if one.rise_percent is None else f"{one.rise_percent:+.1f}"
-        lines.append(f"{name[:32]:32} {value:>11} {rise:>9} {interval:>21}")
+        rise = "" if one.rise_percent is None else f"{one.rise_percent:+z.1f}"
+        listed = "" if one.listed_share is None else "all" if one.listed_share == 1 else f"{one.listed_share:.1%}"
+        lines.append(f"{name[:28]:28} {value:>11} {rise:>9} {interval:>21} {listed:>6}".rstrip())
+    if any(one.listed_share is not None for one in result.perturbed):
+        source = "the scored documents themselves" if result.paths_from is None else result.paths_from
+        lines += [
+            "listed: tokens on listed paths; with all, only repeated context may change",
+            f"paths are of {source}",
+        ]
     return lines

@@ -2,6 +2,7 @@
 
 import glob
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def find_files(source: str | list[str]) -> list[Path]:
                 "glob of them, python-stdlib, c-functions, or the name of a hub data set"
             )
         files += found
+    if not files:
+        raise ValueError("data.source ([]) must name a file at least; add one")
     for file in files:
         if file.suffix not in SUFFIXES:
             raise ValueError(f"data.source: {file} must end in one of {', '.join(SUFFIXES)}; convert or rename it")
@@ -47,7 +50,8 @@ def read_file(file: Path, text_key: str) -> Iterator[Document]:
     Raises ValueError naming the file, and the byte, line or row, where text is not UTF-8, not JSON, or lacks text_key.
     """
     if file.suffix == ".txt":
-        yield Document(_decode(file.read_bytes(), file, offset=0))
+        if whole := _decode(file.read_bytes(), file, offset=0):
+            yield Document(whole)
         return
     for number, row in enumerate(read_records(file, [text_key]), start=1):
         if text := text_of(row, text_key, f"{file}, record {number}"):
@@ -84,8 +88,10 @@ def text_of(row: Any, text_key: str, where: str) -> str | None:
 
 
 def _decode(raw: bytes, file: Path, offset: int) -> str:
+    """The text of a file from a byte on, without the mark that some programs put at the beginning of a file."""
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
+        return text if offset else text.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"data.source: {file} is not UTF-8 at byte {offset + error.start} ({error.reason}); convert it to UTF-8"
@@ -96,7 +102,7 @@ def _json_records(file: Path) -> Iterator[Any]:
     """Records of a JSON-lines file, or of a .json file that holds one array."""
     offset = 0
     with file.open("rb") as lines:
-        if file.suffix == ".json" and lines.read(1) == b"[":
+        if file.suffix == ".json" and lines.read(4).removeprefix(BOM_UTF8).startswith(b"["):
             yield from _parse(_decode(file.read_bytes(), file, 0), file, line=1)
             return
         lines.seek(0)
@@ -115,6 +121,8 @@ def _parse(text: str, file: Path, line: int) -> Any:
             f"data.source: {file} is not JSON at line {line + error.lineno - 1} ({error.msg}); "
             "fix it: one object a line, or one array in a .json file"
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"data.source: {file} is nested too deeply at line {line} to be a record; fix it") from error
 
 
 def _parquet_rows(file: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

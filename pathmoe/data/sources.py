@@ -11,6 +11,7 @@ from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 
 from pathmoe.data.c_functions import c_functions
 from pathmoe.data.document import Document
+from pathmoe.data.hub import go_offline_without_hub, looks_like_path
 from pathmoe.data.local_files import SUFFIXES, find_files, read_file, text_of
 from pathmoe.data.python_stdlib import python_stdlib
 
@@ -60,7 +61,7 @@ class Source:
         if path.is_dir():
             return _has_card(path) or _has_train_files(path) or _has_train_files(path / "data")
         looks_like_files = path.exists() or path.suffix in SUFFIXES or any(c in self.source for c in "*?[")
-        return not looks_like_files
+        return not looks_like_files and not looks_like_path(self.source)
 
     @property
     def named_split(self) -> str | None:
@@ -153,9 +154,15 @@ def load_rows(source: Source, streaming: bool) -> Any:
     Raises ValueError naming `data.source` where it cannot be loaded, or `data.text_key` where that is no column.
     """
     path = str(Path(str(source.source)).expanduser())
+    has_hub = Path(path).is_dir() or go_offline_without_hub()
     try:
         dataset = load_dataset(path, name=source.subset, split=source.split, streaming=streaming)
     except Exception as error:
+        if not has_hub and isinstance(error, OSError):
+            raise ValueError(
+                f"data.source ({source.source}) must be a file or folder that is there, or a data set of the hub, "
+                "which can't be reached; check the path, or the network"
+            ) from error
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"data.source ({source.source}, data.subset {source.subset}, data.split {source.split}) could not be "

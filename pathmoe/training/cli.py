@@ -32,7 +32,6 @@ from pathmoe.training.provenance import installed_version
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
-from pathmoe.training.stop_signals import stopping_at_once
 from pathmoe.training.trainer_requirements import check_accelerator, check_callbacks, check_strategy
 from pathmoe.training.validation_figures import table, validation_rows
 
@@ -192,8 +191,7 @@ def _help() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `pathmoe` and `train.py` are this."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with stopping_at_once():
-        with_one_line_errors(lambda: _run(arguments))
+    with_one_line_errors(lambda: _run(arguments))
 
 
 def _run(arguments: list[str]) -> None:

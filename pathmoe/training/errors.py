@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from pathmoe.training.stop_signals import Stopped
+from pathmoe.training.stop_signals import Stopped, stopping_at_once
 
 _SECONDS_TO_SPEAK = 5.0
 _OUR_PACKAGES = ("pathmoe", "pathmoe_kernels", "pathmoe_eval")
@@ -52,7 +52,7 @@ _CLEARER = {
     r"^unrecognized arguments: (-[^\s=]+)=(\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (-\S+) ([^-]\S*).*$": r"\1 (\2) is not a known option; see --help",
     r"^unrecognized arguments: (\S+).*$": r"\1 is not a known option; see --help",
-    r"^argument (?:-c/)?(--\S+): expected one argument$": r"\1 must be followed by a value; add it",
+    r"^argument (?:-c/)?(--[^\s/]+)(?:/\S+)?: expected one argument$": r"\1 must be followed by a value; add it",
     r"^the following arguments are required: (?:\w+\.)?([\w.]+).*$": r"--\1 must be given; add it",
 }
 
@@ -68,6 +68,7 @@ def _allowed(detail: str) -> str | None:
         choices += ["null"] if "NoneType" in expected else []
         return f"one of {', '.join(choices)}"
     words = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected)
+    words = re.sub(r"\btuple(\[[^]]*\])?", "list [...]", words)
     return f"of type {words.replace('NoneType', 'null').replace(', ', ' or ')}"
 
 
@@ -104,7 +105,8 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
     A ValueError from anywhere else is a fault of ours or of a library's, and keeps its traceback.
     """
     try:
-        program()
+        with stopping_at_once():
+            program()
     except Stopped as stopped:
         _let_the_first_rank_speak()
         if not rank_zero_only.rank:

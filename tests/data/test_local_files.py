@@ -29,6 +29,34 @@ def test_each_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.parquet", "body") == ["eins", "zwei ü"]
 
 
+def test_no_file_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^data\.source \(\[\]\) must name a file at least; add one$"):
+        find_files([])
+
+
+def test_records_without_an_end_to_their_depth_are_refused(tmp_path: Path) -> None:
+    deep = write(tmp_path / "deep.jsonl", '{"text": "a"}\n' + "[" * 100_000)
+    with pytest.raises(
+        ValueError, match=r"^data\.source: .*deep\.jsonl is nested too deeply at line 2 to be a record; fix"
+    ):
+        texts(deep)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    records = [{"text": "eins"}, {"text": "\ufeffzwei"}]
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    for name, content, found in (
+        ("a.txt", "eins \ufeff", ["eins \ufeff"]),
+        ("none.txt", "", []),
+        ("a.jsonl", lines, ["eins", "\ufeffzwei"]),
+        ("lines.json", lines, ["eins", "\ufeffzwei"]),
+        ("array.json", json.dumps(records, ensure_ascii=False), ["eins", "\ufeffzwei"]),
+    ):
+        assert texts(write(tmp_path / name, content.encode("utf-8-sig"))) == found
+    with pytest.raises(ValueError, match=r"is not UTF-8 at byte 4 \("):
+        texts(write(tmp_path / "bad.txt", b"\xef\xbb\xbfa\xff"))
+
+
 def test_records_have_the_keys_asked_for_or_all_of_them(tmp_path: Path) -> None:
     rows = [{"text": "eins", "topic": "a", "n": 1}, {"text": "zwei", "topic": "b", "n": 2}]
     lines = write(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows))

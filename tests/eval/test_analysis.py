@@ -82,9 +82,26 @@ def test_each_section_is_what_its_accumulator_gives(tmp_path: Path) -> None:
     assert sections["consistency"] == fed(ConsistencyCounts(**r.shape, router_of_layer=r.routers), ids)
     assert sections["load"] == fed(LoadCounts(**r.shape), ids)
     assert sections["coactivation"] == fed(CoactivationCounts(**r.shape), ids)
-    assert sections["router_scores"] == fed(RouterScoreSums(**r.shape, score_function="softmax"), r.logits_NLE, ids)
+    scores = fed(RouterScoreSums(**r.shape, score_function="softmax"), r.logits_NLE, ids)
+    assert sections["router_scores"] == scores | {"score_function_from": "assumed"}
     domains = DomainCounts(**r.shape, domains=["news", "code"], domain_of_document_S=np.array([0, 1, 0, 1]))
     assert sections["domains"] == fed(domains, ids, np.repeat(np.arange(4), LENGTHS))
+
+
+@pytest.mark.parametrize(
+    ("provenance", "function", "how"),
+    [
+        ({"score_function": "sigmoid", "score_function_from": "config"}, "sigmoid", "config"),
+        ({"score_function": "sigmoid"}, "sigmoid", "trace"),
+        ({}, "softmax", "assumed"),
+    ],
+)
+def test_router_scores_say_how_their_function_is_known(
+    provenance: dict[str, str], function: str, how: str, tmp_path: Path
+) -> None:
+    trace = Routing().written(tmp_path / "t", provenance=provenance)
+    scores = analyse(trace, None, text_classes, Options())["router_scores"]
+    assert (scores["score_function"], scores["score_function_from"]) == (function, how)
 
 
 def test_flow_counts_transitions_of_top_1_experts(tmp_path: Path) -> None:

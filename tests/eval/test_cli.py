@@ -190,21 +190,64 @@ ERRORS = {
     "paths --trace M/none --max_length 3 --out OUT": "--max_length (3) must not be given with --trace",
     "compare M/data.jsonl M/empty.jsonl --out OUT": "report.json of a report",
     "record --model M/ours": "--out must be given; add it",
+    "paths --trace M/none --out OUT --seed -1": "--seed (-1) must be at least 0; raise it",
+    "perplexity --model M/ours --data []": "--data ([]) must name a file at least; add one",
+    "perplexity --model M/ours --data": "--data must be followed by a value; add it",
+    "perplexity --model M/ours --out M/data.jsonl": "--out (M/data.jsonl) must be a folder, but is a file;",
+    "perturb --model M/ours --out M/data.jsonl/x": "/x) must be a folder, but M/data.jsonl is a file; choose another",
+    "record --model M/ours --out M/data.jsonl/x/y": "/y) must be a folder, but M/data.jsonl is a file; choose another",
+    "compare M/data.jsonl --out M/data.jsonl/x": "/x) must be a folder, but M/data.jsonl is a file; choose another",
+    "compare --out OUT": "reports (none) must be two or more",
     "show": "show",
+}
+PERTURB_ERRORS = {
+    "--num_seeds 0": "--num_seeds (0) must be at least 1; raise it",
+    "--num_seeds -3": "--num_seeds (-3) must be at least 1; raise it",
+    "--num_seeds many": "num_seeds (many) must be of type int; change it",
+    "--noise_sizes [1,-0.5]": "--noise_sizes (-0.5) must be finite and at least 0; change it",
+    "--noise_sizes [.inf]": "--noise_sizes (inf) must be finite and at least 0; change it",
+    "--noise_sizes 0.5": "noise_sizes (0.5) must be of type list [...]; change it",
+    "--noise_sizes [loud]": "noise_sizes (loud) must be of type float; change it",
+    "--noise_sizes": "--noise_sizes must be followed by a value; add it",
+    "--path_numbers [0]": "--path_numbers (0) must be at least 1; change it, or give null for all",
+    "--path_numbers [null,-1]": "--path_numbers (-1) must be at least 1; change it, or give null for all",
+    "--path_numbers all": "path_numbers (all) must be of type list [...]; change it",
+    "--expert_numbers [0]": "--expert_numbers (0) must be at least 1; change it",
+    "--expert_numbers [1,5]": "--expert_numbers (5) must be at most the model's experts (4); lower it",
+    "--expert_numbers 2": "expert_numbers (2) must be of type list [...] or null; change it",
+    "--paths_from M/none": "--paths_from: ",
+    "--paths_from M/data.jsonl": "(no trace.json) must be the folder of a trace; record one, or check the path",
+    "--seeds 3": "--seeds (3) is not a known option; see --help",
+    "--max_length 8 --stride 9": "--stride (9)",
+}
+ERRORS |= {
+    f"perturb --model M/ours --data M/data.jsonl --out OUT {line}": PERTURB_ERRORS[line] for line in PERTURB_ERRORS
 }
 
 
 @pytest.mark.parametrize("line", ERRORS)
 def test_bad_input_ends_in_one_line_and_status_2(
-    line: str, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, run: Callable[..., None], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(line)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert ERRORS[line] in error
+    assert ERRORS[line].replace("M/", f"{models}/") in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_can_not_be_written_is_refused_before_the_work(
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run("perplexity --model M/none --out OUT/deeper")
+    line = (
+        f"--out ({tmp_path}/out/deeper) must be a folder that can be written, but {tmp_path} can't be; choose another"
+    )
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 @pytest.mark.parametrize("again", ["--model M/ours --data M/data.jsonl", "--trace OUT/trace"])

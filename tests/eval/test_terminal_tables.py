@@ -1,6 +1,12 @@
 """Tables for the terminal: their numbers, and 80 columns whatever is in them."""
 
+import re
+from dataclasses import replace
 from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathmoe_eval.evaluation.perplexity import DomainPerplexity, PerplexityResult, PerplexityWithInterval
 from pathmoe_eval.perturbations.robustness import PerturbedPerplexity, Robustness
@@ -25,7 +31,9 @@ def perplexity(domains: list[str], value: float | None = 57.5) -> PerplexityResu
     )
 
 
-def perturbed(name: str, setting: float | None, value: float | None) -> PerturbedPerplexity:
+def perturbed(
+    name: str, setting: float | None, value: float | None, listed_share: float | None = None
+) -> PerturbedPerplexity:
     return PerturbedPerplexity(
         intervention=name,
         setting=setting,
@@ -35,7 +43,7 @@ def perturbed(name: str, setting: float | None, value: float | None) -> Perturbe
         rise_percent=value,
         rise_percent_interval=None if value is None else (value - 1, value + 1),
         rise_percent_seed_std=None,
-        listed_share=None,
+        listed_share=listed_share,
     )
 
 
@@ -57,22 +65,53 @@ def test_what_is_not_defined_is_left_blank() -> None:
     assert lines[1].split() == ["all", "123,456,789"]
 
 
-def test_perturbations() -> None:
-    result = Robustness(
+def robustness(*perturbed: PerturbedPerplexity, paths_from: str | None = None) -> Robustness:
+    return Robustness(
         num_documents=3,
         num_tokens=9,
         free_perplexity=10.0,
-        perturbed=(
-            perturbed("permutation of a long name per layer", None, 123456.7),
-            perturbed("logit noise", 0.5, 0.25),
-            perturbed("x", 3.0, None),
-        ),
+        perturbed=perturbed,
         permutations=None,
         confidence=0.95,
         num_resamples=10,
         seed=0,
+        paths_from=paths_from,
     )
-    lines = robustness_lines(result)
+
+
+def test_perturbations() -> None:
+    lines = robustness_lines(
+        robustness(
+            perturbed("permutation of a long name per layer", None, 123456.7),
+            perturbed("logit noise", 0.5, 0.25),
+            perturbed("x", 3.0, None),
+        )
+    )
     assert lines[2].split() == ["logit", "noise", "0.5", "0.25", "+0.2", "-0.8", "to", "1.2"]
     assert lines[3].split() == ["x", "3"]
+    assert len(lines) == 4
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("paths_from", "of"), [(None, "the scored documents themselves"), ("a/trace", "a/trace")])
+def test_lists_of_paths_say_how_many_tokens_are_on_them_and_where_they_are_from(
+    paths_from: str | None, of: str
+) -> None:
+    few, every = perturbed("listed paths only", 100, 5.0, 0.75), perturbed("listed paths only", None, 4.0, 1.0)
+    lines = robustness_lines(robustness(few, every, paths_from=paths_from))
+    assert [line.split()[-1] for line in lines[:3]] == ["listed", "75.0%", "all"]
+    assert lines[2].startswith("listed paths only, all ")
+    assert lines[3:] == [
+        "listed: tokens on listed paths; with all, only repeated context may change",
+        f"paths are of {of}",
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+@given(st.floats(-2, 2) | st.floats(-1e-3, 1e-3))
+def test_nothing_is_shown_as_minus_zero(value: float) -> None:
+    ends = {"rise_percent_interval": (-abs(value), abs(value))}
+    lines = robustness_lines(robustness(replace(perturbed("x", None, 1.0), rise_percent=value, **ends)))
+    total = replace(perplexity([]).total, bits_per_byte=value)
+    lines += perplexity_lines(replace(perplexity([]), total=total))
+    assert not re.search(r"-0\.0*(\s|$)", "\n".join(lines))

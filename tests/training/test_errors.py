@@ -62,7 +62,7 @@ REFUSED = [
         ["--outer.inner.lengths", "[1, x]"],
         r"outer.inner.lengths ([1, 'x']) must be of type int or list[int] or null; change it",
     ),
-    (["--outer.inner.pair", "[1]"], r"outer.inner.pair ([1]) must be of type tuple with 2 elements; change it"),
+    (["--outer.inner.pair", "[1]"], r"outer.inner.pair ([1]) must be of type list [...] with 2 elements; change it"),
     (["--outer.inner.nam", "1"], r"--outer.inner.nam (1) is not a known option; did you mean outer.inner.name?"),
     (["--outer.inner.nam=1"], r"--outer.inner.nam (1) is not a known option; did you mean outer.inner.name?"),
     (["--something"], r"--something is not a known option; see --help"),

@@ -21,7 +21,7 @@ def test_outside_of_training_a_signal_ends_the_program_with_one_line(
     signum: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signum)
-    with pytest.raises(SystemExit) as end, stopping_at_once():
+    with pytest.raises(SystemExit) as end:
         with_one_line_errors(lambda: signal.raise_signal(signum))
     assert end.value.code == 128 + signum
     assert capsys.readouterr() == ("", "stopped\n")

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 import pathmoe  # noqa: F401  # makes our models known to transformers
+from pathmoe.data.hub import go_offline_without_hub, looks_like_path
 from pathmoe.training.config_files import read_yaml
 from pathmoe.training.export import EXPORT_MARK, load_model
 from pathmoe.training.run_folder import CONFIG_FILE, has_checkpoint, resolve_checkpoint, saved_config, saved_tokenizer
@@ -77,7 +79,7 @@ def open_model(name: str, dtype: DType = "auto", device: str = "auto") -> Evalua
                 "neither a checkpoint nor config.json; give the folder that does"
             )
         opened = _open_transformers(str(path), dtype, folder=path)
-    elif name.endswith(_FILE_SUFFIXES) or not _HUB_NAME.fullmatch(name):
+    elif name.endswith(_FILE_SUFFIXES) or looks_like_path(name) or not _HUB_NAME.fullmatch(name):
         raise ValueError(f"--model ({name}) must be a model that is there, but no file or folder is; check the path")
     else:
         opened = _open_transformers(name, dtype, folder=None)
@@ -139,11 +141,19 @@ def _as_option_model() -> Iterator[None]:
 
 def _open_transformers(name: str, dtype: DType, folder: Path | None) -> EvaluatedModel:
     """Model of a local folder, or of the hub where `folder` is None."""
+    has_hub = folder is not None or go_offline_without_hub()
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the loading info
+    options = {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
     try:
-        model, info = load(name, dtype=dtype, trust_remote_code=False, output_loading_info=True)
+        with _without_load_report():
+            model, info = load(name, ignore_mismatched_sizes=True, **options)
     except Exception as error:
         # Broken files lead readers to errors of every kind.
+        if not has_hub and isinstance(error, OSError):
+            raise ValueError(
+                f"--model ({name}) must be a run, a checkpoint or a folder that is there, or the name of a model on "
+                "the hub, which can't be reached; check the path, or the network"
+            ) from error
         raise ValueError(
             f"--model ({name}) could not be loaded ({_reason(error)}); give a run, a checkpoint of ours, a folder with "
             "a causal language model of transformers, or the name of one on the hub"
@@ -152,6 +162,12 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
         raise ValueError(
             f"--model ({name}) must hold all weights of its config.json, but lacks {len(missing)}, such as "
             f"{missing[0]}; give a whole checkpoint"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise ValueError(
+            f"--model ({name}) must hold weights of the shapes of its config.json, but {key} is {list(found)}, not "
+            f"{list(expected)}; give the config.json that belongs to them"
         )
     is_export = folder is not None and (folder / EXPORT_MARK).is_file()
     # Training writes its export into the folder of the run.
@@ -163,6 +179,17 @@ def _open_transformers(name: str, dtype: DType, folder: Path | None) -> Evaluate
         ends_documents=is_export or model.config.model_type == "pathmoe",
         run_data=read_yaml(run_config)["data"] if run_config is not None and run_config.is_file() else None,
     )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from telling in tables what we say in a line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedConfig
 
 from pathmoe_eval.evaluation.evaluated_data import EvaluatedDocument
 from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel
@@ -20,6 +21,9 @@ from pathmoe_eval.traces.recorder import RoutingRecorder
 from pathmoe_eval.traces.routing_chunk import RoutingChunk
 from pathmoe_eval.traces.trace_header import TraceHeader
 from pathmoe_eval.traces.trace_writer import TraceWriter
+
+# Ours and DeepSeek's; Cohere's.
+_NAMES_OF_FUNCTION = ("scoring_func", "expert_selection_fn")
 
 
 def record(
@@ -69,7 +73,7 @@ def record(
             has_weights=False,
             has_logits=logits,
             has_predicted_ids=True,
-            provenance=(provenance or {}) | ({"score_function": score_function(routing)} if logits else {}),
+            provenance=(provenance or {}) | (score_function(model.model.config, routing) if logits else {}),
         )
         with TraceWriter(folder, header) as writer:
             return join_scores(_append_all(writer, recorder, documents, first, routing, batches))
@@ -80,18 +84,32 @@ def _place(tokenizer: str) -> str:
     return str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer
 
 
-def score_function(routing: RecordedRouting) -> ScoreFunction:
-    """Whether a router's weights are made from softmax or from sigmoid scores, by the ratios of their first two.
+def score_function(config: PreTrainedConfig, routing: RecordedRouting) -> dict[str, str]:
+    """Which function of its logits a router scores by, and how it is known: `config`, `weights`, or `assumed`.
 
-    A renormalisation, a scaling factor or a softmax over the chosen alone leaves ratios as they are. With one expert
-    per token there is no ratio, and nothing tells: softmax.
+    The configuration says it under one of a few names. Where it does not, the weights do, if a token has two. With one
+    expert a token nothing tells, nor is there a second choice where the function is neither softmax nor sigmoid (the
+    sqrtsoftplus of DeepSeek-V4): softmax is assumed (our choice).
 
     Args:
+        config: the model's.
         routing: recorded with weights and logits.
+
+    Returns:
+        `score_function` and `score_function_from`, for a trace's provenance.
     """
+    text_config = config.get_text_config()
+    said = next((getattr(text_config, name) for name in _NAMES_OF_FUNCTION if hasattr(text_config, name)), None)
+    if said in ("softmax", "sigmoid"):
+        return {"score_function": said, "score_function_from": "config"}
+    if said is None and routing.expert_ids_NLK.shape[2] > 1:
+        return {"score_function": _function_of_weights(routing), "score_function_from": "weights"}
+    return {"score_function": "softmax", "score_function_from": "assumed"}
+
+
+def _function_of_weights(routing: RecordedRouting) -> ScoreFunction:
+    """By the ratios of the first two weights, which no renormalisation, scaling or softmax over the chosen changes."""
     assert routing.weights_NLK is not None and routing.logits_NLE is not None
-    if routing.expert_ids_NLK.shape[2] == 1:
-        return "softmax"
     first_two = routing.expert_ids_NLK[..., :2].astype(np.int64)
     logits_NL2 = np.take_along_axis(routing.logits_NLE, first_two, axis=-1).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

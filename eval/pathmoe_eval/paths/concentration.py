@@ -88,5 +88,5 @@ def in_words(entropy: PathEntropy, last_doubling_bits: float | None) -> str:
     return (
         f"{entropy.entropy_bits:.2f} bits are {share:.0%} of the {entropy.ceiling_bits:.2f} bits that "
         f"{entropy.num_tokens:,} tokens can show, and doubling the tokens to that number added "
-        f"{last_doubling_bits:.2f} bits (1 if every path were new, 0 if no more were to come): {verdict}."
+        f"{last_doubling_bits:z.2f} bits (1 if every path were new, 0 if no more were to come): {verdict}."
     )

@@ -10,6 +10,7 @@ more frequent one.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.perturbations.interventions import rewritten_experts
 from pathmoe_eval.traces.moe_layers import decoder_of, moe_layers
+from pathmoe_eval.traces.trace import open_trace
 
 _CELLS_PER_CHUNK = 1 << 22
 
@@ -39,6 +42,35 @@ def most_frequent_paths(path_ids_NL: NDArray[np.integer], num_paths: int | None)
         raise ValueError("path_ids (0 tokens) must hold at least 1; pass a longer reference sample")
     paths_PL, counts_P = np.unique(path_ids_NL, axis=0, return_counts=True)
     return paths_PL[np.argsort(-counts_P, kind="stable")[:num_paths]]
+
+
+def paths_of_trace(folder: Path, num_layers: int, num_experts: int) -> NDArray[np.unsignedinteger]:
+    """All paths [P, L] of a trace, in the order of `most_frequent_paths`.
+
+    Args:
+        folder: of the trace.
+        num_layers: MoE layers of the model that is to be held to them.
+        num_experts: its experts in each.
+
+    Raises:
+        ValueError: see `open_trace`; a trace of another shape, or one that does not say which expert came first.
+    """
+    try:
+        trace = open_trace(folder)
+    except ValueError as error:
+        raise ValueError(f"--paths_from: {error}") from error
+    found = trace.header
+    if (found.num_layers, found.num_experts) != (num_layers, num_experts):
+        raise ValueError(
+            f"--paths_from ({folder}) must have the {num_layers} MoE layers and {num_experts} experts of the model, "
+            f"but has {found.num_layers} and {found.num_experts}; record one of the model"
+        )
+    if not found.is_sorted_by_weight:
+        raise ValueError(f"--paths_from ({folder}) must have experts in the order of their weights; record another one")
+    counts = PathCounts(num_layers=num_layers, num_experts=num_experts)
+    for chunk in trace.chunks():
+        counts.update(chunk.expert_ids_NLK[..., 0])
+    return counts.most_frequent(trace.num_tokens)[0]
 
 
 def is_listed(path_ids_NL: NDArray[np.integer], paths_PL: NDArray[np.integer]) -> NDArray[np.bool_]:

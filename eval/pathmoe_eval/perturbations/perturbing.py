@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,12 @@ from transformers import PreTrainedModel
 from pathmoe_eval.evaluation.scoring import ScoredBatch, join_scores, scored_batches
 from pathmoe_eval.evaluation.windows import Tokens, Window, score_windows
 from pathmoe_eval.perturbations.interventions import index_permutations, permuted_experts, reassigned_experts
-from pathmoe_eval.perturbations.listed_paths import is_listed, most_frequent_paths, only_listed_paths
+from pathmoe_eval.perturbations.listed_paths import (
+    is_listed,
+    most_frequent_paths,
+    only_listed_paths,
+    paths_of_trace,
+)
 from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER, PerturbedSums, Robustness, robustness
 from pathmoe_eval.perturbations.router_interventions import experts_per_token, noisy_logits
 from pathmoe_eval.traces.moe_layers import moe_layers
@@ -33,7 +39,10 @@ class Perturbations:
     noise_sizes: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Standard deviations of logit noise, in units of `logit_std`: each layer's own, over the documents."""
     path_numbers: tuple[int | None, ...] = (10, 100, 500, None)
-    """How many of the most frequent paths are listed; None for all of the reference sample."""
+    """How many of the most frequent paths are listed; None for all that were seen."""
+    paths_from: Path | None = None
+    """A trace whose paths are listed, recorded on other data; None lists those of the scored documents themselves, of
+    which the list then knows more than of other text."""
     expert_numbers: tuple[int, ...] | None = None
     """Experts for each token; None for 1, 2, 4, ... up to twice the model's own number, which is left out."""
 
@@ -42,7 +51,7 @@ class Perturbations:
         if self.num_seeds < 1:
             raise ValueError(f"--num_seeds ({self.num_seeds}) must be at least 1; raise it")
         if wrong := [size for size in self.noise_sizes if not 0 <= size < math.inf]:
-            raise ValueError(f"--noise_sizes ({wrong[0]}) must be at least 0; change it")
+            raise ValueError(f"--noise_sizes ({wrong[0]}) must be finite and at least 0; change it")
         if wrong := [number for number in self.path_numbers if number is not None and number < 1]:
             raise ValueError(f"--path_numbers ({wrong[0]}) must be at least 1; change it, or give null for all")
         if wrong := [number for number in self.expert_numbers or () if number < 1]:
@@ -73,7 +82,6 @@ def measure_robustness(
     max_length: int,
     stride: int,
     windows_per_forward: int = 1,
-    reference: Sequence[Tokens] | None = None,
     num_resamples: int = 1000,
     bootstrap_seed: int = 0,
 ) -> Robustness:
@@ -86,22 +94,24 @@ def measure_robustness(
         max_length: inputs of a window at most.
         stride: inputs between the beginnings of two windows.
         windows_per_forward: see `scored_batches`.
-        reference: documents whose most frequent paths are listed; the scored ones when None (our choice: PathMoE does
-            not say), of which the list then knows more than it would of other text.
         num_resamples: of each bootstrap.
         bootstrap_seed: of each bootstrap.
 
     Raises:
-        ValueError: see `score_windows`, `scored_batches`, `RoutingRecorder`, the interventions and `robustness`.
+        ValueError: see `score_windows`, `scored_batches`, `RoutingRecorder`, `paths_of_trace`, the interventions and
+            `robustness`; more experts for each token than there are.
     """
+    layers = moe_layers(model)
+    num_experts = layers[0].num_experts
+    if wrong := [number for number in perturbations.expert_numbers or () if number > num_experts]:
+        raise ValueError(f"--expert_numbers ({wrong[0]}) must be at most the model's experts ({num_experts}); lower it")
+    paths_from = perturbations.paths_from
+    of_trace_PL = None if paths_from is None else paths_of_trace(paths_from, len(layers), num_experts)
     windows = list(score_windows(documents, max_length, stride))
     free = score_free(model, windows, len(documents), windows_per_forward)
-    listed_from = free.path_ids_NL
-    if reference is not None:
-        reference_windows = list(score_windows(reference, max_length, stride))
-        listed_from = score_free(model, reference_windows, len(reference), windows_per_forward).path_ids_NL
+    paths_PL = most_frequent_paths(free.path_ids_NL, None) if of_trace_PL is None else of_trace_PL
     perturbed = []
-    for intervention in _interventions(model, free, listed_from, perturbations):
+    for intervention in _interventions(model, free, paths_PL, perturbations):
         nats = []
         for draw in intervention.draws:
             with draw():
@@ -115,7 +125,7 @@ def measure_robustness(
                 listed_share=intervention.listed_share,
             )
         )
-    return robustness(
+    result = robustness(
         free.nats_M,
         free.num_tokens_M,
         perturbed,
@@ -123,6 +133,7 @@ def measure_robustness(
         num_resamples=num_resamples,
         seed=bootstrap_seed,
     )
+    return replace(result, paths_from=None if paths_from is None else str(paths_from))
 
 
 def score_free(
@@ -179,7 +190,7 @@ class _Intervention:
 
 
 def _interventions(
-    model: PreTrainedModel, free: FreeModel, listed_from: NDArray[np.integer], perturbations: Perturbations
+    model: PreTrainedModel, free: FreeModel, paths_PL: NDArray[np.integer], perturbations: Perturbations
 ) -> Iterator[_Intervention]:
     num_experts, seeds = moe_layers(model)[0].num_experts, range(perturbations.num_seeds)
     for name, labels in ((PER_LAYER, range(len(free.router_of_layer))), (PER_BLOCK, free.router_of_layer)):
@@ -190,9 +201,9 @@ def _interventions(
         std_L = (size * free.logit_std_L).tolist()
         yield _Intervention("logit noise", size, [partial(noisy_logits, model, std_L, seed) for seed in seeds])
     for number in perturbations.path_numbers:
-        paths_PL = most_frequent_paths(listed_from, number)
-        share = float(is_listed(free.path_ids_NL, paths_PL).mean())
-        yield _Intervention("listed paths only", number, [partial(only_listed_paths, model, paths_PL)], share)
+        listed_PL = paths_PL[:number]
+        share = float(is_listed(free.path_ids_NL, listed_PL).mean())
+        yield _Intervention("listed paths only", number, [partial(only_listed_paths, model, listed_PL)], share)
     numbers = perturbations.expert_numbers
     if numbers is None:
         numbers = _default_expert_numbers(free.num_experts_per_tok, num_experts)

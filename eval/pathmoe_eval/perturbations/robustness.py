@@ -91,6 +91,8 @@ class Robustness:
     """Of each bootstrap."""
     seed: int
     """Of each bootstrap."""
+    paths_from: str | None = None
+    """Trace whose paths are listed; None for the scored documents."""
 
 
 PER_LAYER, PER_BLOCK = "permutation per layer", "permutation per router block"

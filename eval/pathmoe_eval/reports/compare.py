@@ -74,9 +74,13 @@ def read_reports(paths: Sequence[Path]) -> dict[str, Report]:
         ValueError: fewer than two, one twice, or one that is no report.
     """
     files = [path / "report.json" if path.is_dir() else path for path in paths]
-    if len(files) < 2 or len({file.resolve() for file in files}) < len(files):
-        listed = " ".join(map(str, paths))
-        raise ValueError(f"reports ({listed}) must be two or more, none of them twice; give others")
+    if len(files) < 2:
+        raise ValueError(
+            f"reports ({' '.join(map(str, paths)) or 'none'}) must be two or more; give another one to compare with"
+        )
+    places = [file.resolve() for file in files]
+    if again := next((path for path, place in zip(paths, places, strict=True) if places.count(place) > 1), None):
+        raise ValueError(f"reports ({again}) must each be given once, but this one is given twice; give another one")
     reports = [read_report(file) for file in files]
     models = [str(report["run"]["model"]) for report in reports]
     names = [models, [str(file.parent) for file in files], [str(file) for file in files]]

@@ -154,4 +154,13 @@ def router_chapter(section: Section) -> Chapter:
                 num_tokens=tokens,
             )
         )
-    return Chapter(title="Routers", notes=[], parts=parts)
+    how = _KNOWN_FROM.get(section.get("score_function_from", "assumed"), "as the trace says")
+    note = f"Scores are the {section['score_function']} of the logits, {how}."
+    return Chapter(title="Routers", notes=[note], parts=parts)
+
+
+_KNOWN_FROM = {
+    "config": "as the model's configuration says",
+    "weights": "as the ratios of the experts' weights show",
+    "assumed": "which is assumed: nothing that was recorded tells",
+}

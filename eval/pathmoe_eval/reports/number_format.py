@@ -7,7 +7,7 @@ UNDEFINED = "\N{EN DASH}"
 
 def count(value: float | None) -> str:
     """A count with separators, `7,180,000`; a mean or estimate of counts is rounded to one."""
-    return UNDEFINED if value is None else f"{value:,.0f}"
+    return UNDEFINED if value is None else f"{value:z,.0f}"
 
 
 def bits(value: float | None) -> str:
@@ -19,7 +19,7 @@ def bits(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal."""
-    return UNDEFINED if value is None else f"{value:.1%}"
+    return UNDEFINED if value is None else f"{value:z.1%}"
 
 
 def ratio(value: float | None) -> str:
@@ -28,7 +28,7 @@ def ratio(value: float | None) -> str:
         return UNDEFINED
     if abs(value) >= 1e6:
         return f"{value:.3g}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def interval(ends: list[float] | tuple[float, float] | None) -> str:

@@ -57,14 +57,16 @@ def perturbation_chapter(section: Section) -> Chapter:
             else " to ".join(map(_signed, one["rise_percent_interval"])),
             UNDEFINED if one["rise_percent_seed_std"] is None else f"{one['rise_percent_seed_std']:,.1f}",
             count(one["num_seeds"]),
-            percent(one["listed_share"]),
+            "all" if one["listed_share"] == 1 else percent(one["listed_share"]),
         ]
         for one in section["perturbed"]
     ]
-    permutations = section["permutations"]
+    notes = [] if section["permutations"] is None else [section["permutations"]["reason"]]
+    if any(one["listed_share"] is not None for one in section["perturbed"]):
+        notes.append(_listed_from(section.get("paths_from")))
     return Chapter(
         title="Perturbations",
-        notes=[] if permutations is None else [permutations["reason"]],
+        notes=notes,
         parts=[
             Panel(
                 title="Perplexity under interventions",
@@ -90,6 +92,16 @@ def perturbation_chapter(section: Section) -> Chapter:
                 f"{ratio(section['free_perplexity'])}.",
             ),
         ],
+    )
+
+
+def _listed_from(trace: str | None) -> str:
+    nothing = "A list that all tokens are on changes nothing but the context that windows repeat."
+    if trace is not None:
+        return f"Paths are listed from the trace {trace}. {nothing}"
+    return (
+        "Paths are listed from the scored documents themselves, of which a list knows more than of other text; for one "
+        f"of other text see --paths_from. {nothing}"
     )
 
 

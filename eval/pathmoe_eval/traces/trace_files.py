@@ -25,7 +25,11 @@ def open_arrow(file: Path, num_bytes: int, schema: pa.Schema) -> tuple[pa.Record
     Raises:
         ValueError: it is not there, has other than `num_bytes` bytes, is no such file, or has another schema.
     """
-    found = file.stat().st_size if file.is_file() else 0
+    if not file.is_file():
+        raise ValueError(
+            f"{file} (not there) must lie beside {INDEX_FILE}; copy the whole folder of the trace, or record it again"
+        )
+    found = file.stat().st_size
     if found != num_bytes:
         raise ValueError(f"{file} ({found} bytes) must have the {num_bytes} bytes of {INDEX_FILE}; {RECORD_AGAIN}")
     with file.open("rb") as source:

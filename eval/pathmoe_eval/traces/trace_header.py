@@ -57,6 +57,7 @@ class TraceHeader:
 
     def __post_init__(self) -> None:
         """Check every field against its rule."""
+        as_many = f"be as many as num_layers ({self.num_layers})"
         rules: list[tuple[str, bool, str]] = [
             ("num_layers", self.num_layers >= 1, "be at least 1"),
             ("num_experts", 1 <= self.num_experts <= _MAX_EXPERTS, f"be between 1 and {_MAX_EXPERTS}"),
@@ -65,17 +66,15 @@ class TraceHeader:
                 1 <= self.num_experts_per_tok <= self.num_experts,
                 f"be between 1 and num_experts ({self.num_experts})",
             ),
-            ("layer_names", len(self.layer_names) == self.num_layers, f"hold num_layers ({self.num_layers}) names"),
-            (
-                "router_of_layer",
-                len(self.router_of_layer) == self.num_layers,
-                f"hold num_layers ({self.num_layers}) numbers",
-            ),
+            ("layer_names", len(self.layer_names) == self.num_layers, as_many),
+            ("router_of_layer", len(self.router_of_layer) == self.num_layers, as_many),
             ("vocab_size", 1 <= self.vocab_size <= _MAX_VOCAB_SIZE, f"be between 1 and {_MAX_VOCAB_SIZE}"),
         ]
         for key, is_right, rule in rules:
             if not is_right:
-                raise ValueError(f"{key} ({getattr(self, key)}) must {rule}; take it from the model's configuration")
+                value = getattr(self, key)
+                found = f"{len(value)} of them" if isinstance(value, tuple) else value
+                raise ValueError(f"{key} ({found}) must {rule}; take it from the model's configuration")
 
 
 class Column(NamedTuple):

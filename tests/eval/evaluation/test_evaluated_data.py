@@ -228,7 +228,7 @@ def test_other_places_without_data_are_refused(tmp_path: Path) -> None:
         read(str(tmp_path / "a.txt"), domain_key="d")
     with pytest.raises(ValueError, match=r"^--data \(.*none\.jsonl\) names no file that is there; give"):
         read(str(tmp_path / "none.jsonl"))
-    with pytest.raises(ValueError, match=r"^--data \(no/such, --subset None, --split validation\) could not be loaded"):
+    with pytest.raises(ValueError, match=r"^--data \(no/such\) must be a file or folder .*, which can't be reached"):
         read("no/such")
 
 

@@ -180,6 +180,11 @@ def with_half_the_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(half[: len(half) // 2])
 
 
+def with_config_of_another_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 290}))
+
+
 def without_tokenizer(folder: Path) -> None:
     for file in folder.glob("*token*"):
         file.unlink()
@@ -203,6 +208,10 @@ def without_config(folder: Path) -> None:
         (without_weights, r"could not be loaded \(OSError: Error no file named model\.safetensors.*\); give"),
         (with_other_weights, r"must hold all weights of its config\.json, but lacks \d+, such as lm_head\.weight; giv"),
         (with_half_the_weights, r"could not be loaded \(SafetensorError: .*\); give"),
+        (
+            with_config_of_another_size,
+            r"must hold weights of the shapes of its config\.json, but lm_head\.weight is \[300, 16\], not \[290, 16\]",
+        ),
         (without_tokenizer, r"must have a tokenizer"),
         (of_another_kind, r"could not be loaded \(ValueError: .*nothing-known.*\); give"),
         (with_broken_config, r"could not be loaded \(OSError: .*not a valid JSON file.*\); give"),
@@ -225,9 +234,12 @@ def test_an_export_without_its_tokenizer_is_refused(run: Path, tmp_path: Path) -
         open_model(str(tmp_path / "export"))
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "missing.ckpt", "~/no-such-run", "a b"])
+@pytest.mark.parametrize(
+    "name", ["no/such/folder", "./nothing", "missing.ckpt", "~/no-such-run", "a b", "runs/path_b4", "here/nothing"]
+)
 def test_what_is_not_there_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(
         ValueError, match=r"^--model \(.*\) must be a model that is there, but no file or folder is; ch"
     ):
@@ -248,7 +260,8 @@ def test_a_checkpoint_without_what_lies_beside_it_is_refused(run: Path, tmp_path
 
 def test_a_name_on_the_hub_without_a_network_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"^--model \(nobody/nothing\) could not be loaded \(OSError: .*\); giv"
+        ValueError,
+        match=r"^--model \(nobody/nothing\) must be a run, .* or the name of a model on the hub, which can't be reach",
     ) as caught:
         open_model("nobody/nothing")
     assert "\n" not in str(caught.value)

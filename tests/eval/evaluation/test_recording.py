@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import train_bpe
@@ -18,6 +25,7 @@ from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel
 from pathmoe_eval.evaluation.recording import record, score_function
 from pathmoe_eval.evaluation.scoring import join_scores, scored_batches
 from pathmoe_eval.evaluation.windows import score_windows
+from pathmoe_eval.traces.recorded_routing import RecordedRouting
 from pathmoe_eval.traces.recorder import RoutingRecorder
 from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 
@@ -110,21 +118,49 @@ def test_the_header_says_what_was_recorded(documents: list[EvaluatedDocument], t
 
 
 @pytest.mark.parametrize(
-    ("kind", "function"),
-    [("softmax", "softmax"), ("sigmoid", "sigmoid"), ("mixtral", "softmax"), ("deepseek", "sigmoid")],
+    ("kind", "function", "how"),
+    [
+        ("softmax", "softmax", "config"),
+        ("sigmoid", "sigmoid", "config"),
+        ("mixtral", "softmax", "weights"),
+        ("deepseek", "sigmoid", "weights"),
+    ],
 )
-def test_the_score_function_is_found_from_the_weights(
-    kind: str, function: str, documents: list[EvaluatedDocument], tmp_path: Path
+def test_the_score_function_is_found(
+    kind: str, function: str, how: str, documents: list[EvaluatedDocument], tmp_path: Path
 ) -> None:
     trace = recorded(kind, documents, tmp_path / "trace", max_length=8, stride=8, logits=True)
-    assert trace.header.provenance["score_function"] == function
+    provenance = trace.header.provenance
+    assert (provenance["score_function"], provenance["score_function_from"]) == (function, how)
 
 
-def test_of_one_expert_a_token_no_ratio_tells_the_score_function() -> None:
-    config = PathMoEConfig(**OURS | {"num_experts_per_tok": 1}, scoring_func="sigmoid")
+def routing_of(num_experts_per_tok: int, function: str) -> RecordedRouting:
+    config = PathMoEConfig(**OURS | {"num_experts_per_tok": num_experts_per_tok}, scoring_func=function)
     with RoutingRecorder(model := PathMoEForCausalLM(config), weights=True, logits=True) as recorder:
         model(torch.ones(1, 3, dtype=torch.long))
-    assert score_function(recorder.take()) == "softmax"
+    return recorder.take()
+
+
+@pytest.mark.parametrize("num_experts_per_tok", [1, 2])
+@pytest.mark.parametrize("made_by", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"scoring_func": "softmax"}, "softmax"),
+        ({"scoring_func": "sigmoid"}, "sigmoid"),
+        ({"expert_selection_fn": "sigmoid"}, "sigmoid"),
+        ({"scoring_func": "sqrtsoftplus"}, None),
+        ({}, None),
+    ],
+)
+def test_the_configuration_tells_the_score_function_else_the_weights_of_two_experts(
+    fields: dict[str, str], says: str | None, made_by: str, num_experts_per_tok: int
+) -> None:
+    found = score_function(PreTrainedConfig(**fields), routing_of(num_experts_per_tok, made_by))
+    expected = (says, "config") if says else ("softmax", "assumed")
+    if not fields and num_experts_per_tok == 2:
+        expected = (made_by, "weights")
+    assert (found["score_function"], found["score_function_from"]) == expected
 
 
 def test_a_recording_that_fails_leaves_no_trace(documents: list[EvaluatedDocument], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 # Shapes: N tokens, L MoE layers, P listed paths, K experts per token.
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from pathmoe_eval.perturbations.listed_paths import (
     most_frequent_paths,
     nearest_listed,
     only_listed_paths,
+    paths_of_trace,
     put_first,
 )
 from pathmoe_eval.traces.recorder import RoutingRecorder
@@ -63,6 +66,39 @@ def test_paths_are_listed_and_held_as_defined(samples, num_paths):
     assert is_listed(sample_NL, paths_PL).tolist() == [tuple(path) in listed for path in sample_NL.tolist()]
     assert nearest_listed(sample_NL, paths_PL).tolist() == nearest
     assert list(map(tuple, held_paths(sample_NL, paths_PL).tolist())) == held
+
+
+@given(some_paths(3))
+def test_paths_of_a_trace_are_those_of_its_tokens(write_paths, sample_NL):
+    with tempfile.TemporaryDirectory() as folder:
+        paths_PL = paths_of_trace(write_paths(Path(folder) / "trace", sample_NL), 3, 6)
+    assert paths_PL.tolist() == most_frequent_paths(sample_NL, None).tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields", "line"),
+    [
+        (
+            (2, 6),
+            {},
+            r"must have the 2 MoE layers and 6 experts of the model, but has 3 and 6; record one of the model$",
+        ),
+        (
+            (3, 8),
+            {},
+            r"must have the 3 MoE layers and 8 experts of the model, but has 3 and 6; record one of the model$",
+        ),
+        (
+            (3, 6),
+            {"is_sorted_by_weight": False},
+            r"must have experts in the order of their weights; record another one$",
+        ),
+    ],
+)
+def test_traces_of_another_shape_are_refused(write_paths, tmp_path, shape, fields, line):
+    folder = write_paths(tmp_path / "trace", np.zeros((2, 3), dtype=np.uint8), **fields)
+    with pytest.raises(ValueError, match=rf"^--paths_from \({folder}\) {line}"):
+        paths_of_trace(folder, *shape)
 
 
 def test_the_nearest_is_found_in_chunks(monkeypatch):

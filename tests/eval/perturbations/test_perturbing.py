@@ -4,7 +4,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -114,15 +114,38 @@ def test_sums_of_documents_are_those_of_their_tokens(build_moe):
     np.testing.assert_allclose(nats_M, nats_by_hand(model, docs), rtol=1e-5)
 
 
-def test_paths_are_listed_from_the_reference(build_moe):
-    model, docs, reference = build_moe("indep"), documents(), documents(seed=1, lengths=(30,))
-    few = Perturbations(num_seeds=1, noise_sizes=(), path_numbers=(None,), expert_numbers=())
-    shape = {"max_length": 16, "stride": 16}
-    result = measure_robustness(model, docs, few, reference=reference, num_resamples=20, **shape)
-    own, other = (score_free(model, list(score_windows(some, 16, 16)), len(some)) for some in (docs, reference))
-    listed = is_listed(own.path_ids_NL, most_frequent_paths(other.path_ids_NL, None))
-    assert result.perturbed[-1].listed_share == listed.mean() < 1
-    assert result.perturbed[-1].perplexity != result.free_perplexity
+def test_paths_are_listed_from_a_trace(build_moe, write_paths, tmp_path):
+    model, docs, other = build_moe("indep"), documents(), documents(seed=1, lengths=(30,))
+    own, theirs = (score_free(model, list(score_windows(some, 16, 16)), len(some)) for some in (docs, other))
+    folder = write_paths(tmp_path / "trace", theirs.path_ids_NL)
+    few = Perturbations(num_seeds=1, noise_sizes=(), path_numbers=(2, None), expert_numbers=(), paths_from=folder)
+    result = measure_robustness(model, docs, few, max_length=16, stride=16, num_resamples=20)
+    assert result.paths_from == str(folder)
+    for one, number in zip(result.perturbed[-2:], (2, None), strict=True):
+        listed = is_listed(own.path_ids_NL, most_frequent_paths(theirs.path_ids_NL, number))
+        assert one.listed_share == listed.mean() < 1
+        assert one.perplexity != result.free_perplexity
+
+
+def test_a_trace_of_the_same_documents_lists_the_same_paths(build_moe, write_paths, tmp_path):
+    model, docs = build_moe("path_b4"), documents()
+    paths_NL = score_free(model, list(score_windows(docs, 16, 16)), len(docs)).path_ids_NL
+    few = Perturbations(num_seeds=1, noise_sizes=(), path_numbers=(1, 3, None), expert_numbers=())
+    from_trace = replace(few, paths_from=write_paths(tmp_path / "trace", paths_NL))
+    own, listed = (
+        measure_robustness(model, docs, of, max_length=16, stride=16, num_resamples=20) for of in (few, from_trace)
+    )
+    assert own.paths_from is None
+    assert own.perturbed == listed.perturbed
+
+
+def test_more_experts_than_there_are_are_refused_before_the_work(build_moe, monkeypatch):
+    monkeypatch.setattr("pathmoe_eval.perturbations.perturbing.score_free", lambda *_: pytest.fail("has begun"))
+    few = Perturbations(expert_numbers=(1, 7))
+    with pytest.raises(
+        ValueError, match=r"^--expert_numbers \(7\) must be at most the model's experts \(6\); lower it$"
+    ):
+        measure_robustness(build_moe("olmoe"), documents(), few, max_length=16, stride=16)
 
 
 @pytest.mark.parametrize(("own", "numbers"), [(1, [2]), (2, [1, 4]), (3, [1, 2, 4]), (4, [1, 2])])
@@ -146,7 +169,9 @@ def test_other_numbers_of_experts_go_up_to_twice_the_own(build_moe, own, numbers
     ],
 )
 def test_numbers_out_of_range_are_refused(option, value, shown):
-    with pytest.raises(ValueError, match=rf"^--{option} \({shown}\) must be at least [01]; (raise|change) it"):
+    with pytest.raises(
+        ValueError, match=rf"^--{option} \({shown}\) must be (at least 1|finite and at least 0); (raise|change) it"
+    ):
         Perturbations(**{option: value})
 
 

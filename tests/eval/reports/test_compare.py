@@ -51,8 +51,14 @@ def test_reports_of_one_model_are_called_by_their_folders_or_files(make_report, 
 
 
 def test_one_report_or_one_twice_is_refused(folders: list[Path]) -> None:
-    for paths in (folders[:1], [folders[0], folders[0] / "report.json"], []):
-        with pytest.raises(ValueError, match=r"^reports \(.*\) must be two or more, none of them twice; give others$"):
+    a, b = folders
+    for paths in ([a], []):
+        with pytest.raises(ValueError, match=r"^reports \(.*\) must be two or more; give another one to compare with$"):
+            read_reports(paths)
+    for paths in ([b, a, a], [a, a / "report.json"], [a, b / ".." / "a"]):
+        with pytest.raises(
+            ValueError, match=rf"^reports \({a}\) must each be given once, but this one is given twice; "
+        ):
             read_reports(paths)
     with pytest.raises(ValueError, match=r"missing/report.json|missing \("):
         read_reports([folders[0], folders[0] / "missing"])

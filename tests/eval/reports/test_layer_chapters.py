@@ -54,3 +54,17 @@ def test_routers_without_a_margin_have_no_figure_of_it(make_report) -> None:
     assert all(isinstance(part, Panel) and part.num_tokens == 300 for part in chapter.parts)
     section["margin_logits_quantiles"] = None
     assert titles(router_chapter(section)) == ["Entropy of the router's scores"]
+
+
+@pytest.mark.parametrize(
+    ("how", "note"),
+    [
+        ("config", "Scores are the sigmoid of the logits, as the model's configuration says."),
+        ("weights", "Scores are the sigmoid of the logits, as the ratios of the experts' weights show."),
+        ("trace", "Scores are the sigmoid of the logits, as the trace says."),
+        ("assumed", "Scores are the sigmoid of the logits, which is assumed: nothing that was recorded tells."),
+    ],
+)
+def test_routers_say_how_the_score_function_is_known(make_report, how: str, note: str) -> None:
+    section = make_report()["sections"]["router_scores"]
+    assert router_chapter(section | {"score_function": "sigmoid", "score_function_from": how}).notes == [note]

@@ -1,6 +1,10 @@
 """Numbers as a report shows them."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, interval, layers, percent, ratio
 
@@ -33,3 +37,9 @@ def test_numbers_are_shown(shown: str, text: str) -> None:
 
 def test_what_is_not_defined_is_a_dash() -> None:
     assert {count(None), bits(None), percent(None), ratio(None), interval(None)} == {UNDEFINED}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1e-2, 1e-2))
+def test_nothing_is_shown_as_minus_zero(value: float) -> None:
+    for shown in (count(value), bits(value), percent(value), ratio(value), interval((value, value))):
+        assert not re.search(r"-[0.,]+(%|$|\s)", shown)

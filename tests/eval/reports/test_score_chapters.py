@@ -1,5 +1,7 @@
 """Chapters on perplexity hold the numbers of their sections."""
 
+import pytest
+
 from pathmoe_eval.reports.number_format import UNDEFINED, interval, ratio
 from pathmoe_eval.reports.score_chapters import perplexity_chapter, perturbation_chapter
 
@@ -37,5 +39,17 @@ def test_what_is_not_defined_is_a_dash(make_report) -> None:
     undefined = ("perplexity", "rise_percent", "rise_percent_interval", "rise_percent_seed_std")
     section["perturbed"] = [section["perturbed"][0] | dict.fromkeys(undefined) | {"listed_share": 0.5}]
     chapter = perturbation_chapter(section)
-    assert chapter.notes == []
     assert chapter.parts[1].rows[0][1:] == [UNDEFINED, UNDEFINED, UNDEFINED, UNDEFINED, "3", "50.0%"]
+
+
+@pytest.mark.parametrize(
+    ("paths_from", "note"),
+    [(None, "from the scored documents themselves, of which"), ("a/trace", "from the trace a/trace. A list that all")],
+)
+def test_lists_say_where_they_are_from_and_whether_all_tokens_are_on_them(make_report, paths_from, note) -> None:
+    section = make_report()["sections"]["perturbation"] | {"permutations": None, "paths_from": paths_from}
+    assert perturbation_chapter(section).notes == []
+    section["perturbed"] = [section["perturbed"][0] | {"listed_share": share} for share in (0.5, 0.99999, 1.0)]
+    chapter = perturbation_chapter(section)
+    assert len(chapter.notes) == 1 and note in chapter.notes[0]
+    assert [row[-1] for row in chapter.parts[1].rows] == ["50.0%", "100.0%", "all"]

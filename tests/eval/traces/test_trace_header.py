@@ -62,8 +62,8 @@ def test_columns_are_those_that_the_header_promises():
         ({"num_experts": 65537}, r"num_experts \(65537\) must be between 1 and 65536"),
         ({"num_experts_per_tok": 5}, r"num_experts_per_tok \(5\) must be between 1 and num_experts \(4\)"),
         ({"num_experts_per_tok": 0}, r"num_experts_per_tok \(0\) must be between 1 and"),
-        ({"layer_names": ("a",)}, r"layer_names \(\('a',\)\) must hold num_layers \(2\) names"),
-        ({"router_of_layer": (0, 0, 0)}, r"router_of_layer \(\(0, 0, 0\)\) must hold num_layers \(2\) numbers"),
+        ({"layer_names": ("a",)}, r"^layer_names \(1 of them\) must be as many as num_layers \(2\); take"),
+        ({"router_of_layer": (0, 0, 0)}, r"^router_of_layer \(3 of them\) must be as many as num_layers \(2\); take"),
         ({"vocab_size": 0}, r"vocab_size \(0\) must be between 1 and 2147483648"),
     ],
 )
