@@ -59,6 +59,8 @@ class FrequentPaths:
     """The experts of each, one for each layer."""
     counts_P: NDArray[np.int64]
     """Tokens of each."""
+    class_counts_P: tuple[dict[int, int], ...]
+    """Tokens of each by their class."""
     num_tokens: int
     """Tokens of the sample."""
 
@@ -130,8 +132,16 @@ class PathClassCounts:
         chosen_P = np.argsort(-counts_P, kind="stable")[:num_paths]
         keys_WJ, _ = self._counts.sorted_totals()
         keys_WP = self._path_keys(keys_WJ[:, table.starts_P[chosen_P]])
-        paths_PL = unpack(keys_WP, self.num_layers, self.num_experts).astype(np.int64)
-        return FrequentPaths(paths_PL=paths_PL, counts_P=counts_P[chosen_P], num_tokens=int(counts_P.sum()))
+        stops_P = np.append(table.starts_P, len(table.counts_J))[chosen_P + 1]
+        pairs = [slice(*pair) for pair in zip(table.starts_P[chosen_P].tolist(), stops_P.tolist(), strict=True)]
+        return FrequentPaths(
+            paths_PL=unpack(keys_WP, self.num_layers, self.num_experts).astype(np.int64),
+            counts_P=counts_P[chosen_P],
+            class_counts_P=tuple(
+                dict(zip(table.class_ids_J[of].tolist(), table.counts_J[of].tolist(), strict=True)) for of in pairs
+            ),
+            num_tokens=int(counts_P.sum()),
+        )
 
     def _pack(self, path_ids_NL: NDArray[np.integer], class_ids_N: NDArray[np.integer]) -> NDArray[np.uint64]:
         """Keys that sort by path, then class: the class is below the path's last word, or a word of its own."""

@@ -36,6 +36,13 @@ def interval(ends: list[float] | tuple[float, float] | None) -> str:
     return UNDEFINED if ends is None else f"{ratio(ends[0])} to {ratio(ends[1])}"
 
 
+def standard_error(value: float | None) -> str:
+    """What follows an estimate's other company: `, ± 0.00046`, `, ± 1,234`; nothing where there is none."""
+    if value is None:
+        return ""
+    return f", \N{PLUS-MINUS SIGN} {value:,.0f}" if value >= 10 else f", \N{PLUS-MINUS SIGN} {value:.2g}"
+
+
 def layers(first: int, num_layers: int) -> str:
     """Names of consecutive layers, counted from 0: `layer 3`, `layers 4 to 7`."""
     last = first + num_layers - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pathmoe_eval.reports.number_format import bits, count, interval, percent, ratio
+from pathmoe_eval.reports.number_format import bits, count, interval, percent, ratio, standard_error
 
 Section = Mapping[str, Any]
 
@@ -29,8 +29,11 @@ def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
 
 
 def rows_by_section(sections: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
-    """Rows of each section that is there."""
-    return {name: rows(sections[name]) for name, rows in SUMMARY_OF_SECTION.items() if name in sections}
+    """Rows of each section that is there; a sketch of paths has none beside exact counts."""
+    names = [name for name in SUMMARY_OF_SECTION if name in sections]
+    if "concentration" in names and "sketch" in names:
+        names.remove("sketch")
+    return {name: SUMMARY_OF_SECTION[name](sections[name]) for name in names}
 
 
 def perplexity_rows(section: Section) -> list[SummaryRow]:
@@ -59,6 +62,21 @@ def concentration_rows(section: Section) -> list[SummaryRow]:
         SummaryRow("Effective paths, 2^H", count(entropy["effective_paths"]), f"at most {tokens:,}", tokens),
         SummaryRow("Distinct paths", count(entropy["num_paths"]), f"at most {tokens:,}", tokens),
         SummaryRow("H of independent layers, bits", bits(null), "same loads, unlimited data", tokens),
+    ]
+
+
+def sketch_rows(section: Section) -> list[SummaryRow]:
+    """Of the whole paths of `SketchedPaths` as a dict."""
+    whole = section["whole"]
+    entropy, tokens = whole["entropy"], whole["entropy"]["num_tokens"]
+    of_ceiling = f"{percent(whole['share_of_ceiling'])} of the ceiling, {bits(whole['ceiling_bits'])}"
+    bits_error = standard_error(entropy["entropy_standard_error_bits"])
+    paths_error = standard_error(entropy["num_paths_standard_error"])
+    return [
+        SummaryRow("Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling + bits_error, tokens),
+        SummaryRow("Effective paths, 2^H", count(entropy["effective_paths"]), f"at most {tokens:,}", tokens),
+        SummaryRow("Distinct paths", count(entropy["num_paths"]), f"at most {tokens:,}{paths_error}", tokens),
+        SummaryRow("H of independent layers, bits", bits(whole["null_bits"]), "same loads, unlimited data", tokens),
     ]
 
 
@@ -213,6 +231,7 @@ def mean(values: Sequence[float]) -> float:
 SUMMARY_OF_SECTION: dict[str, Callable[[Any], list[SummaryRow]]] = {
     "perplexity": perplexity_rows,
     "concentration": concentration_rows,
+    "sketch": sketch_rows,
     "consistency": consistency_rows,
     "load": load_rows,
     "router_scores": router_rows,
