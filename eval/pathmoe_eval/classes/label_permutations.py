@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from pathmoe_eval.classes.path_class_counts import JointTable
 from pathmoe_eval.draws_without_replacement import groups_of_rows
+from pathmoe_eval.layers.permuted_tables import random_tables
 
 _MAX_TOKENS = 10**9 - 1  # of one draw of numpy
 _LABELS_AT_ONCE = 1 << 20
-_LARGE_PATH = 1 << 12
+_LARGE_PATH = 2  # tokens of a path for each class, from which on its counts are drawn, and not its labels
 _CELLS_PER_LABEL = 16
 
 
@@ -105,29 +106,36 @@ def _permuted_group(
     """The same of paths of fewer tokens than a draw of numpy serves, or of one path."""
     if len(sizes_P) == 1:
         return [left_C[(left_C > 0) & (sizes_P[0] > 1)]], int(left_C.max())
-    left_C = left_C.copy()
     counts, majorities = [], int(np.count_nonzero(sizes_P == 1))
-    num_large, num_several = np.count_nonzero(sizes_P >= _LARGE_PATH), np.count_nonzero(sizes_P > 1)
-    for size in sizes_P[:num_large].tolist():
-        counts_C = rng.multivariate_hypergeometric(left_C, size, method="marginals")
-        left_C -= counts_C
-        counts.append(counts_C[counts_C > 0])
-        majorities += int(counts_C.max())
-    for piece_P in _pieces(sizes_P[num_large:num_several]):
+    num_several = int(np.count_nonzero(sizes_P > 1))
+    num_large = min(num_several, int(np.count_nonzero(sizes_P >= _LARGE_PATH * len(left_C))))
+    large = [(piece_P, True) for piece_P in _pieces(sizes_P[:num_large])]
+    small = [(piece_P, False) for piece_P in _pieces(sizes_P[num_large:num_several])]
+    for piece_P, is_large in large + small:
         drawn_C = rng.multivariate_hypergeometric(left_C, int(piece_P.sum()), method="marginals")
-        left_C -= drawn_C
-        labels_R = np.repeat(np.arange(len(drawn_C)), drawn_C)
-        rng.shuffle(labels_R)
-        counts_J, of_most = _pairs(piece_P, labels_R, len(drawn_C))
+        left_C = left_C - drawn_C
+        counts_J, of_most = (_pairs_of_table if is_large else _pairs_of_labels)(piece_P, drawn_C[drawn_C > 0], rng)
         counts.append(counts_J)
         majorities += of_most
     return counts, majorities
 
 
-def _pairs(sizes_P: NDArray[np.int64], labels_R: NDArray[np.int64], num_classes: int) -> tuple[NDArray[np.int64], int]:
-    """Counts of the pairs of paths whose tokens have these labels, one path after the other, and of the largest."""
+def _pairs_of_table(
+    sizes_P: NDArray[np.int64], sizes_C: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], int]:
+    """Counts of the pairs of paths of these sizes with classes of these, and of each path's largest: by pair."""
+    (table_PC,) = random_tables(sizes_P, sizes_C, 1, rng)
+    return table_PC[table_PC > 0], int(table_PC.max(axis=1).sum())
+
+
+def _pairs_of_labels(
+    sizes_P: NDArray[np.int64], sizes_C: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], int]:
+    """The same by token."""
+    num_classes, num_cells = len(sizes_C), len(sizes_P) * len(sizes_C)
+    labels_R = np.repeat(np.arange(num_classes), sizes_C)
+    rng.shuffle(labels_R)
     cells_R = np.repeat(np.arange(len(sizes_P)) * num_classes, sizes_P) + labels_R
-    num_cells = len(sizes_P) * num_classes
     if num_cells <= _CELLS_PER_LABEL * len(labels_R):  # a table of all pairs is faster than a sort
         table_PC = np.bincount(cells_R, minlength=num_cells).reshape(-1, num_classes)
         return table_PC[table_PC > 0], int(table_PC.max(axis=1).sum())

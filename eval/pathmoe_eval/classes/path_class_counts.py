@@ -82,7 +82,8 @@ class PathClassCounts:
         layers_of_last_word = num_layers - (path_words - 1) * (64 // bits_per_id(num_experts))
         self._class_shares_word = layers_of_last_word * bits_per_id(num_experts) + _CLASS_BITS <= 64
         words = path_words if self._class_shares_word else path_words + 1
-        self._counts = KeyCounts(num_words=words, key_bits=64 * words)
+        key_bits = num_layers * bits_per_id(num_experts) + _CLASS_BITS if self._class_shares_word else 64 * words
+        self._counts = KeyCounts(num_words=words, key_bits=key_bits)
 
     def update(self, path_ids_NL: NDArray[np.integer], class_ids_N: NDArray[np.integer]) -> None:
         """Add a batch.
@@ -108,16 +109,23 @@ class PathClassCounts:
         check_mergeable(self, other, "num_layers", "num_experts")
         self._counts.add(*other._counts.totals())
 
+    def between(self, first_layer: int, stop_layer: int) -> PathClassCounts:
+        """Counts of the parts of all paths in layers [first_layer, stop_layer), with their classes."""
+        keys_WJ, counts_J = self._counts.totals()
+        part = PathClassCounts(num_layers=stop_layer - first_layer, num_experts=self.num_experts)
+        layers = range(first_layer, stop_layer)
+        path_ids_JL = unpack(self._path_keys(keys_WJ), self.num_layers, self.num_experts, layers)
+        part._counts.add(part._pack(path_ids_JL, _classes(keys_WJ)), counts_J)
+        return part
+
     def table(self) -> JointTable:
         """All pairs counted so far."""
         keys_WJ, counts_J = self._counts.sorted_totals()
         paths_WJ = self._path_keys(keys_WJ)
         is_first_J = np.ones(len(counts_J), dtype=np.bool_)
         np.any(paths_WJ[:, 1:] != paths_WJ[:, :-1], axis=0, out=is_first_J[1:])
-        class_ids_J = keys_WJ[-1] & np.uint64((1 << _CLASS_BITS) - 1)
-        return JointTable(
-            starts_P=np.flatnonzero(is_first_J), class_ids_J=class_ids_J.astype(np.int64), counts_J=counts_J
-        )
+        class_ids_J = _classes(keys_WJ).astype(np.int64)
+        return JointTable(starts_P=np.flatnonzero(is_first_J), class_ids_J=class_ids_J, counts_J=counts_J)
 
     def most_frequent(self, num_paths: int) -> FrequentPaths:
         """The paths with the most tokens, at most `num_paths`; of equally frequent ones the first in order.
@@ -156,6 +164,10 @@ class PathClassCounts:
         if not self._class_shares_word:
             return keys_WJ[:-1]
         return np.concatenate([keys_WJ[:-1], keys_WJ[-1:] >> np.uint64(_CLASS_BITS)])
+
+
+def _classes(keys_WJ: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return keys_WJ[-1] & np.uint64((1 << _CLASS_BITS) - 1)
 
 
 def checked_class_ids(class_ids_N: NDArray[np.integer], num_tokens: int) -> NDArray[np.integer]:

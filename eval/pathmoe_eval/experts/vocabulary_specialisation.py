@@ -207,10 +207,11 @@ class VocabularyCounts:
         """
         occurrences_V = -np.sort(-self._occurrences_V[self._occurrences_V > 0])
         num_in_means = int(np.count_nonzero(occurrences_V >= least))
+        rng = np.random.default_rng(seed)
         most_LV = np.empty((len(self.layers), num_in_means), dtype=np.int64)
-        for place, most_V in enumerate(most_LV):
-            load_E = -np.sort(-self._picks_LVE[place].sum(axis=0))
-            (table_VE,) = random_tables(occurrences_V, load_E[load_E > 0], 1, seed + place)
+        for picks_VE, most_V in zip(self._picks_LVE, most_LV, strict=True):
+            load_E = -np.sort(-picks_VE.sum(axis=0))
+            (table_VE,) = random_tables(occurrences_V, load_E[load_E > 0], 1, rng)
             most_V[:] = table_VE[:num_in_means].max(axis=1)
         return _shares(most_LV, occurrences_V[:num_in_means])
 

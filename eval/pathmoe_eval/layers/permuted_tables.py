@@ -29,11 +29,12 @@ def permuted_tables(joint_EE: NDArray[np.int64], seed: int) -> NDArray[np.int64]
     Returns:
         int64 [permutations, rows with tokens, columns with tokens].
     """
-    return random_tables(*(_sorted_load(joint_EE.sum(axis=axis)) for axis in (1, 0)), NUM_PERMUTATIONS, seed)
+    load_A, load_B = (_sorted_load(joint_EE.sum(axis=axis)) for axis in (1, 0))
+    return random_tables(load_A, load_B, NUM_PERMUTATIONS, np.random.default_rng(seed))
 
 
 def random_tables(
-    load_A: NDArray[np.int64], load_B: NDArray[np.int64], num_tables: int, seed: int
+    load_A: NDArray[np.int64], load_B: NDArray[np.int64], num_tables: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Tables with these sums of rows and of columns, as permuted tokens give them: int64 [tables, rows, columns].
 
@@ -41,13 +42,12 @@ def random_tables(
         load_A: int64 [rows], each at least 1.
         load_B: int64 [columns], each at least 1, of the same total.
         num_tables: how many.
-        seed: of the draws.
+        rng: of the draws.
     """
     shape_RAB = (num_tables, len(load_A), len(load_B))
     if 1 in shape_RAB[1:]:
         # Nothing is left to chance, and scipy's tables of one row or column have negative counts (1.17).
-        return np.broadcast_to(np.outer(load_A, load_B) // load_A.sum(), shape_RAB)
-    rng = np.random.default_rng(seed)
+        return np.broadcast_to(load_A[:, None] if len(load_B) == 1 else load_B, shape_RAB)
     if int(load_A.sum()) <= _MAX_TOKENS:
         tables_RAB: NDArray[np.int64] = random_table.rvs(
             load_A, load_B, size=num_tables, method="patefield", random_state=rng

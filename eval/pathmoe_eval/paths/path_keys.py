@@ -100,16 +100,16 @@ def num_words(num_columns: int, num_experts: int) -> int:
 def group(
     keys_WN: NDArray[np.uint64], counts_N: NDArray[np.int64], key_bits: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Distinct keys, in an order that depends on the keys alone, and the sum of the counts of each.
+    """Distinct keys, in an order that depends on which keys these are, and the sum of the counts of each.
 
     Args:
         keys_WN: uint64 [words, tokens] from `pack`.
         counts_N: int64 [tokens], how often each occurs, at least 1.
-        key_bits: bits of a key that can be set; few of them are counted in a table.
+        key_bits: bits of a key that can be set; few of them, for so many keys, are counted in a table.
     """
     if keys_WN.shape[1] == 0:
         return keys_WN, counts_N.copy()
-    if key_bits <= _TABLE_BITS:
+    if key_bits <= _TABLE_BITS or 1 << key_bits <= keys_WN.shape[1]:
         table = np.zeros(1 << key_bits, dtype=np.int64)
         np.add.at(table, keys_WN[0].view(np.int64), counts_N)
         keys_P = np.flatnonzero(table)

@@ -37,10 +37,10 @@ def interval(ends: list[float] | tuple[float, float] | None) -> str:
 
 
 def standard_error(value: float | None) -> str:
-    """What follows an estimate's other company: `, ± 0.00046`, `, ± 1,234`; nothing where there is none."""
+    """What follows the bound of an estimate: `; standard error 0.00046`; nothing where there is none."""
     if value is None:
         return ""
-    return f", \N{PLUS-MINUS SIGN} {value:,.0f}" if value >= 10 else f", \N{PLUS-MINUS SIGN} {value:.2g}"
+    return f"; standard error {count(value) if value >= 10 else format(value, '.2g')}"
 
 
 def layers(first: int, num_layers: int) -> str:

@@ -11,14 +11,9 @@ from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
 from pathmoe_eval.reports.number_format import count
 from pathmoe_eval.reports.page import Cell, Chapter, Table, Words, page_html
-from pathmoe_eval.reports.path_chapters import (
-    concentration_chapter,
-    flow_chapter,
-    separation_chapter,
-    sketch_chapter,
-    tokens_chapter,
-)
+from pathmoe_eval.reports.path_chapters import concentration_chapter, flow_chapter, separation_chapter, tokens_chapter
 from pathmoe_eval.reports.score_chapters import perplexity_chapter, perturbation_chapter
+from pathmoe_eval.reports.sketch_chapter import sketch_chapter
 from pathmoe_eval.reports.specialisation_chapters import (
     coactivation_chapter,
     domains_chapter,
