@@ -167,9 +167,10 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
 
 def _summary(sections: Mapping[str, Any]) -> Chapter:
     rows: list[list[Cell]] = [
-        [row.name, row.value, row.interval, Words(row.beside), count(row.num_tokens)] for row in summary_rows(sections)
+        [row.name, Words(row.value, row.interval), Words(row.beside), count(row.num_tokens)]
+        for row in summary_rows(sections)
     ]
-    table = Table(title="", head=["figure", "value", "95% interval", "chance or bound", "tokens"], rows=rows)
+    table = Table(title="", head=["figure", "value, 95% interval", "chance or bound", "tokens"], rows=rows)
     return Chapter(title="Summary", notes=_interval_notes(sections), parts=[table] if rows else [])
 
 
