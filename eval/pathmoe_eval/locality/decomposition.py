@@ -101,16 +101,16 @@ def token_identity(
     has_match_A = matched_A >= 0
     null_LA = np.zeros_like(found_LA)
     null_LA[:, has_match_A] = _jaccard(overlap, alignment.first_A[has_match_A], matched_A[has_match_A])
-    kinds = {
-        kind: KindOfPosition(found_LA, null_LA, has_match_A, alignment, pairs.fork_P, of_kind_A)
-        for kind, of_kind_A in (("same", is_same_A), ("different", ~is_same_A))
-    }
+    kinds = [
+        KindOfPosition(found_LA, null_LA, has_match_A, alignment, pairs.fork_P, which_A)
+        for which_A in (is_same_A, ~is_same_A)
+    ]
     nulls = (
         jaccard_null_uniform(tree.num_experts, tree.num_experts_per_tok),
         jaccard_null_uniform_ratio(tree.num_experts, tree.num_experts_per_tok),
     )
-    same, different = (position_overlap(kind, starts, nulls, settings) for kind in kinds.values())
-    values, weights = zip(*(kind.of_pairs(kind.found_LA) for kind in kinds.values()), strict=True)
+    same, different = (position_overlap(kind, starts, nulls, settings) for kind in kinds)
+    values, weights = zip(*(kind.of_pairs(kind.found_LA) for kind in kinds), strict=True)
     return TokenIdentity(
         alignment=alignment.method,
         relation=pairs.relation,
@@ -132,7 +132,7 @@ def token_identity(
             None if same.jaccard is None or different.jaccard is None else same.jaccard - different.jaccard
         ),
         difference_interval=difference_interval(
-            (values[0].mean(axis=0), values[1].mean(axis=0)), (weights[0], weights[1]), pairs.fork_P, settings
+            [value_LP.mean(axis=0) for value_LP in values], weights, pairs.fork_P, settings
         ),
         permutation=permutation_test(
             found_LA.mean(axis=0), is_same_A, alignment.pair_A, pairs.fork_P,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,12 +56,13 @@ def fork_interval(
 
 
 def difference_interval(
-    values: tuple[NDArray[np.float64], NDArray[np.float64]],
-    weights: tuple[NDArray[np.float64], NDArray[np.float64]],
+    values: Sequence[NDArray[np.float64]],
+    weights: Sequence[NDArray[np.float64]],
     fork_P: NDArray[np.int64],
     settings: Bootstrap,
 ) -> tuple[float, float] | None:
-    """The same of the first values' weighted mean minus the second's, each resample of the same forks for both."""
+    """The same of the weighted mean of the first of two values minus the second's; a resample takes the same forks of
+    both. None, too, where a resample has no pair of one of them."""
     has_P = (weights[0] > 0) | (weights[1] > 0)
     _, fork_P = np.unique(fork_P[has_P], return_inverse=True)
     columns = []
