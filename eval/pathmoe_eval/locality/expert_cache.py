@@ -89,7 +89,8 @@ def simulate_caches(
     permuted_T = np.random.default_rng(seed).permutation(order.num_accesses)
     hits: dict[str, list[NDArray[np.int64]]] = {}
     null_hits: dict[str, list[NDArray[np.int64]]] = {}
-    wanted, null_wanted = [], []
+    wanted: list[int] = []
+    null_wanted: list[int] = []
     for layer in range(tree.num_layers):
         is_accessed_TE = order.is_accessed(tree, layer)
         prompt_ids = tree.expert_ids_NLK[: tree.prompt_length, layer][tree.has_routing_N[: tree.prompt_length]]

@@ -1,4 +1,4 @@
-"""Routing of the prompt, of what was generated, and of both: load, distinct experts, likeness of neighbouring tokens."""
+"""Routing of the prompt, of what was generated, and of both: load, distinct experts, how alike neighbours are."""
 
 # Shapes: N nodes, L MoE layers, E experts, A pairs of neighbouring tokens.
 
@@ -13,6 +13,9 @@ from pathmoe_eval.experts.load import LoadBalance, count_picks, load_balance, un
 from pathmoe_eval.generation.tree import GenerationTree
 from pathmoe_eval.layers.layer_overlap import jaccard_null_uniform, jaccard_null_uniform_ratio
 from pathmoe_eval.locality.node_overlap import NodeOverlap
+
+_NULL_SAMPLES = 500
+_NULL_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,6 @@ class Phases:
     tokens use experts unevenly by luck."""
 
 
-_NULL_SAMPLES = 500
-_NULL_SEED = 0
-
-
 def phases(tree: GenerationTree) -> Phases:
     """Figures of each phase of a tree: generated tokens are counted once, however many completions share them.
 
@@ -86,9 +85,9 @@ def phases(tree: GenerationTree) -> Phases:
         neighbour_jaccard_null_uniform=jaccard_null_uniform(*shape),
         neighbour_jaccard_null_uniform_ratio=jaccard_null_uniform_ratio(*shape),
         load_overlap=_load_overlap(*(np.array(phase.load.counts) for phase in found[:2])) if has_both else None,
-        load_overlap_null_uniform=(
-            _load_overlap_null(*(phase.num_tokens for phase in found[:2]), *shape) if has_both else None
-        ),
+        load_overlap_null_uniform=_load_overlap_null(tree, [phase.num_tokens for phase in found[:2]])
+        if has_both
+        else None,
     )
 
 
@@ -119,9 +118,9 @@ def _load_overlap(counts_LE: NDArray[np.int64], other_LE: NDArray[np.int64]) -> 
     return tuple(np.minimum(*shares).sum(axis=1).tolist())
 
 
-def _load_overlap_null(num_tokens: int, num_other: int, num_experts: int, num_picks: int) -> float:
+def _load_overlap_null(tree: GenerationTree, num_tokens: list[int]) -> float:
     drawn = [
-        uniform_counts(count, num_experts, num_picks, _NULL_SAMPLES, _NULL_SEED + place)
-        for place, count in enumerate((num_tokens, num_other))
+        uniform_counts(count, tree.num_experts, tree.num_experts_per_tok, _NULL_SAMPLES, _NULL_SEED + place)
+        for place, count in enumerate(num_tokens)
     ]
     return float(np.mean(_load_overlap(*drawn)))
