@@ -135,7 +135,7 @@ def token_identity(
             [value_LP.mean(axis=0) for value_LP in values], weights, pairs.fork_P, settings
         ),
         permutation=permutation_test(
-            found_LA.mean(axis=0), is_same_A, alignment.pair_A, pairs.fork_P,
+            found_LA.mean(axis=0), is_same_A, pairs.fork_P[alignment.pair_A],
             num_permutations=num_permutations, seed=seed,
         ),
     )  # fmt: skip

@@ -39,7 +39,8 @@ class CachePolicy:
 class CacheSimulation:
     """A cache of experts in each layer, over the recorded routing of a tree's completions.
 
-    The second half of the accesses counts; the first only fills the caches and chooses the static experts.
+    The second half of the accesses counts; the first only fills the caches and chooses the static experts. Over all
+    accesses from an empty cache none has more hits than "belady"; over a half, none has more by more than num_resident.
     """
 
     order: str

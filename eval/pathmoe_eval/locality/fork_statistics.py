@@ -4,25 +4,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import DegenerateDataWarning
 
 from pathmoe_eval.bootstrap import Bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
 class PermutationTest:
-    """A difference of means between two kinds of positions, against labels thrown anew within each fork.
+    """A difference within forks between two kinds of positions, against labels thrown anew within each fork.
 
     Neighbouring positions are alike and a permutation makes them independent, so that p-values are too small where
-    differences are; the interval of the difference over forks beside it does not have this fault.
+    differences are; the interval over forks of a difference does not have this fault.
     """
 
     difference: float
-    """Mean of the first kind minus that of the second."""
+    """Values minus the mean of their fork: their mean over positions of the first kind minus that of the second."""
     p_value: float
     """(1 + permutations with at least the same absolute difference) / (1 + permutations)."""
     num_permutations: int
@@ -72,28 +74,29 @@ def difference_interval(
             np.bincount(fork_P, weights=known_P * weight_P[has_P]),
             np.bincount(fork_P, weights=weight_P[has_P]),
         ]
-    return settings.interval(columns, _difference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        return settings.interval(columns, _difference)
 
 
 def permutation_test(
     value_A: NDArray[np.float64],
     is_first_A: NDArray[np.bool_],
-    pair_A: NDArray[np.int64],
-    fork_P: NDArray[np.int64],
+    fork_A: NDArray[np.int64],
     *,
     num_permutations: int,
     seed: int,
 ) -> PermutationTest | None:
-    """Whether positions of two kinds differ: labels are permuted over the positions of each fork.
+    """Whether positions of two kinds differ within forks: labels are permuted over the positions of each fork.
 
-    Means are over the positions of a pair, then over pairs. The p-value counts the labels as they are among the
-    permutations (Phipson and Smyth, Permutation P-values should never be zero, 2010), so that it is never 0.
+    Forks that are unlike each other, and have more of the one kind or the other, make no difference: values count from
+    the mean of their fork. The p-value counts the labels as they are among the permutations (Phipson and Smyth,
+    Permutation P-values should never be zero, 2010), so that it is never 0.
 
     Args:
         value_A: float64 [aligned].
         is_first_A: bool [aligned], which kind each is of.
-        pair_A: the pair of each, ascending, and pairs in the order of their forks.
-        fork_P: the fork of each pair, ascending.
+        fork_A: the fork of each.
         num_permutations: at least 1.
         seed: of the permutations.
 
@@ -101,36 +104,28 @@ def permutation_test(
         None where one kind has no position.
 
     Raises:
-        ValueError: no permutations, or pairs that are not in the order of their forks.
+        ValueError: no permutations.
     """
     if num_permutations < 1:
         raise ValueError(f"num_permutations ({num_permutations}) must be at least 1; raise it")
-    fork_A = fork_P[pair_A]
-    if (np.diff(fork_A) < 0).any():
-        raise ValueError(f"fork ({int(fork_A[np.diff(fork_A).argmin() + 1])}) must not descend; sort pairs by forks")
     if is_first_A.all() or not is_first_A.any():
         return None
-    num_pairs = len(fork_P)
-    counts_P = np.bincount(pair_A, minlength=num_pairs)
-    sums_P = np.bincount(pair_A, weights=value_A, minlength=num_pairs)
-
-    def difference(label_A: NDArray[np.float64]) -> float:
-        count_P = np.bincount(pair_A, weights=label_A, minlength=num_pairs)
-        sum_P = np.bincount(pair_A, weights=label_A * value_A, minlength=num_pairs)
-        has_first_P, has_second_P = count_P > 0, count_P < counts_P
-        rest_P = (sums_P - sum_P)[has_second_P] / (counts_P - count_P)[has_second_P]
-        return float((sum_P[has_first_P] / count_P[has_first_P]).mean() - rest_P.mean())
-
-    label_A = is_first_A.astype(np.float64)
-    observed = difference(label_A)
-    forks = np.split(label_A, np.flatnonzero(np.diff(fork_A)) + 1)  # views, which shuffling changes in place
+    order_A = np.argsort(fork_A, kind="stable")
+    _, starts_F, fork_A, size_F = np.unique(fork_A[order_A], return_index=True, return_inverse=True, return_counts=True)
+    value_A, label_A = value_A[order_A], is_first_A[order_A].astype(np.float64)
+    value_A = value_A - (np.bincount(fork_A, weights=value_A) / size_F)[fork_A]
+    # The values add up to 0, so that the sum of the one kind is minus that of the other.
+    scale = 1 / label_A.sum() + 1 / (len(label_A) - label_A.sum())
+    observed = float(label_A @ value_A) * scale
+    forks = np.split(label_A, starts_F[1:])  # views, which shuffling changes in place
+    mixed = [of_fork_A for of_fork_A in forks if of_fork_A.min() < of_fork_A.max()]
     rng = np.random.default_rng(seed)
     # Equal sums in another order may differ in the last bits.
-    least, num_as_large = abs(observed) * (1 - 1e-9) - 1e-12, 0
+    least, num_as_large = abs(observed) - 1e-12, 0
     for _ in range(num_permutations):
-        for of_fork_A in forks:
+        for of_fork_A in mixed:
             rng.shuffle(of_fork_A)
-        num_as_large += abs(difference(label_A)) >= least
+        num_as_large += abs(float(label_A @ value_A) * scale) >= least
     return PermutationTest(
         difference=observed,
         p_value=(1 + num_as_large) / (1 + num_permutations),
