@@ -76,7 +76,7 @@ def test_belady_bounds_the_others_but_for_what_the_cache_holds_at_the_half(rando
         for name in ("lru", "lfu"):
             hits_C = np.array(policies[name].hit_rate_of_layer[layer]) * wanted
             assert np.all(best_C + np.array(found.num_resident) >= hits_C)
-            assert best_C[3] > 1.1 * hits_C[3]
+            assert best_C[3] > hits_C[3] + found.num_resident[3]
 
 
 def test_uniform_routing_hits_as_often_as_experts_are_resident(random_tree):
