@@ -1,6 +1,6 @@
 """How many experts n samples of one prompt touch together, when they are decoded side by side."""
 
-# Shapes: S steps, M samples that go on, L MoE layers, E experts, R numbers of samples, C counts of samples.
+# Shapes: S steps, M samples, L MoE layers, E experts, K experts per token, R numbers of samples, C counts of samples.
 
 from __future__ import annotations
 

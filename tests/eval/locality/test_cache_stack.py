@@ -1,6 +1,6 @@
 """Caches of all sizes at once against caches of each, and Belady's against every choice that there is."""
 
-# Shapes: T accesses, E experts.
+# Shapes: T accesses, E experts, C sizes of the cache.
 
 import functools
 from itertools import combinations
