@@ -34,7 +34,7 @@ VOCABULARY = {
 }
 
 # `<figure>_null`, with the kind of null where there are several and what of it; see eval/README.md.
-NULL_NAME = re.compile(r"(\w+_)?null(_(uniform|loads|permuted))?(_(ratio|mean|std|highest|low|high))?(_means)?")
+NULL_NAME = re.compile(r"(\w+_)?null(_(uniform|loads|permuted|matched))?(_(ratio|mean|std|highest|low|high))?(_means)?")
 LIKE_A_NULL = re.compile(r"null|chance|uniform")
 
 # `# TODO(#12): ...`, `# TODO(torch 2.14): ...`: who reads it can tell when it is due.
