@@ -1,17 +1,22 @@
 """The built-in source `c-functions`: small C programs, a function of (seed, index) alone.
 
 Half of them sort, by many algorithms: a study of expert routing compares programs that do the same in other words, so
-names, types, order, comments and layout vary independently of the algorithm.
+loops, order, comments, blank lines and layout vary independently of the algorithm. Names and types vary less: most
+programs have the usual ones, so that a small model learns to keep to them.
 """
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from string import Template as Text
+from typing import TypeVar
 
 from pathmoe.data.c_other import OTHERS
 from pathmoe.data.c_sorts import SORTS
+from pathmoe.data.c_wording import vary_wording
 from pathmoe.data.document import Document
+
+_Option = TypeVar("_Option")
 
 _FORMATS = {"int": "%d", "long": "%ld", "short": "%d", "unsigned": "%u", "float": "%g", "double": "%g"}
 _SORT_NAMES = ("sort", "sort_array", "sort_values", "arrange", "order", "sort_in_place", "do_sort")
@@ -35,10 +40,11 @@ def c_functions(seed: int, num_documents: int) -> Iterator[Document]:
 def c_program(seed: int, index: int) -> str:
     """One C program that compiles without warnings (C99, `-Wall`)."""
     rng = random.Random(f"{seed}/{index}")
-    element_type = rng.choice(list(_FORMATS))
-    i, j, k = rng.choice(_INDICES)
-    names = {"a": rng.choice(_ARRAYS), "n": rng.choice(_LENGTHS), "i": i, "j": j, "k": k}
-    names |= {"x": rng.choice(("key", "value", "x", "wanted")), "T": element_type, "I": rng.choice(("int", "long"))}
+    element_type = _mostly_first(rng, tuple(_FORMATS))
+    i, j, k = _mostly_first(rng, _INDICES)
+    names = {"a": _mostly_first(rng, _ARRAYS), "n": _mostly_first(rng, _LENGTHS), "i": i, "j": j, "k": k}
+    names |= {"x": _mostly_first(rng, ("key", "value", "x", "wanted")), "T": element_type}
+    names["I"] = _mostly_first(rng, ("int", "long"))
     if rng.random() < 0.5:
         summary, body, call = _sort(rng, names)
     else:
@@ -49,8 +55,14 @@ def c_program(seed: int, index: int) -> str:
     if rng.random() < 0.6:
         statements = [f"    {line}" for line in call.split("\n")]
         body = "\n".join([body, "", "int main(void) {", *statements, "    return 0;", "}"])
+    body = vary_wording(body, rng)
     body = _render_comments(body, summary, rng)
     return _render_layout(_includes(body) + Text(body).substitute(names) + "\n", rng)
+
+
+def _mostly_first(rng: random.Random, options: Sequence[_Option]) -> _Option:
+    """The first option in two of three draws, else any."""
+    return options[0] if rng.random() < 2 / 3 else rng.choice(options)
 
 
 def _sort(rng: random.Random, names: dict[str, str]) -> tuple[str, str, str]:
@@ -59,7 +71,7 @@ def _sort(rng: random.Random, names: dict[str, str]) -> tuple[str, str, str]:
     own_name = re.sub(r"[^a-z]+", "_", title).strip("_")
     order = rng.choice(("ascending", "descending"))
     names |= {
-        "f": rng.choice((own_name, own_name, *_SORT_NAMES)),
+        "f": _mostly_first(rng, _SORT_NAMES) if rng.random() < 2 / 3 else own_name,
         "gt": ">" if order == "ascending" else "<",
         "title": title,
         "order": order,
