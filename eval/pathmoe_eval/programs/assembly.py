@@ -15,10 +15,10 @@ _BLANKS = re.compile(r"[ \t]+")
 _STRING = re.compile(r'("(?:\\.|[^"\\])*")')
 _SECTION = re.compile(r"\.(?:section (\S+)|(?:text|data|bss)\b)")
 _OTHER_SECTION = re.compile(r"\.(?:pushsection|popsection|previous|subsection)\b")
-_DROPPED_SECTION = re.compile(r"\.debug_|\.note\.(?:GNU-stack|gnu\.property)\b|__DWARF,")
+_DROPPED_SECTION = re.compile(r"\.data[\w.]*\.DW\.ref\.|\.debug_|\.note\.(?:GNU-stack|gnu\.property)\b|__DWARF,")
 _DROPPED_DIRECTIVE = re.compile(
     r"\.(?:file|ident|loc|version|build_version|addrsig|addrsig_sym|subsections_via_symbols"
-    r"|cfi_(?!personality\b|lsda\b)\w+)\b"
+    r"|(?:hidden|weak) DW\.ref\.\w+|cfi_(?!personality\b|lsda\b)\w+)\b"
 )
 
 
@@ -45,12 +45,14 @@ def normalised(assembly: str) -> list[NormalisedLine]:
     - `.cfi_*`, how to unwind the stack, which follows from the instructions, but for `.cfi_personality` and
       `.cfi_lsda`;
     - sections with debugging information and notes (`.debug_*`, `.note.*`), with all that is in them;
+    - `DW.ref.*`, pointers for the tables of exceptions, which say only their own name, in an order that follows from
+      where the compiler has them in memory;
     - local labels (`.L...`) that no line kept refers to, and changes of section before which nothing comes;
     - blank lines, and how many blanks stand between words, but for those in strings.
 
     Local labels are numbered anew, in order of their first appearance. Kept are instructions, data, names of functions
     and of variables that have one in the assembly, their alignment, size, type and visibility, and the order of it all.
-    So equal means equal code and data, and names and order of functions; at -O0 it does not mean equal behaviour only.
+    So equal means the same code, data, names and order of functions; programs that behave alike often differ in it.
     Names of parameters and of automatic variables are not in assembly, those of `static` ones are.
     """
     kept = _without_empty_sections(_without_unused_labels(_kept_lines(assembly)))
