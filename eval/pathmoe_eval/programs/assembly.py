@@ -6,13 +6,13 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # A label that never leaves the file. No program has such names: symbols of macOS begin with an underscore.
 _LOCAL_LABEL = re.compile(r"(?<![\w.])[Ll][A-Z_][\w.$]*" if sys.platform == "darwin" else r"(?<![\w.])\.L[\w.$]+")
 _DEFINITION = re.compile(rf"({_LOCAL_LABEL.pattern}):")
 _BLANKS = re.compile(r"[ \t]+")
-_STRING = re.compile(r'("(?:\\.|[^"\\])*")')
+_STRING = re.compile(r'("(?:\\.|[^"\\])*"?)')
 _SECTION = re.compile(r"\.(?:section (\S+)|(?:text|data|bss)\b)")
 _OTHER_SECTION = re.compile(r"\.(?:pushsection|popsection|previous|subsection)\b")
 _DROPPED_SECTION = re.compile(r"\.data[\w.]*\.DW\.ref\.|\.debug_|\.note\.(?:GNU-stack|gnu\.property)\b|__DWARF,")
@@ -22,8 +22,7 @@ _DROPPED_DIRECTIVE = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NormalisedLine:
+class NormalisedLine(NamedTuple):
     """A line of assembly that was kept.
 
     Args:
@@ -61,7 +60,7 @@ def normalised(assembly: str) -> list[NormalisedLine]:
     def number(label: re.Match[str]) -> str:
         return numbers.setdefault(label.group(), f".L{len(numbers)}")
 
-    return [NormalisedLine(text=_outside_strings(line.text, _LOCAL_LABEL, number), place=line.place) for line in kept]
+    return [NormalisedLine(_outside_strings(line.text, _LOCAL_LABEL, number), line.place) for line in kept]
 
 
 def digest(lines: Sequence[str]) -> str:
@@ -74,12 +73,15 @@ def _kept_lines(assembly: str) -> list[NormalisedLine]:
     is_dropped = False
     for place, line in enumerate(assembly.split("\n")):
         text = _outside_strings(line.strip(), _BLANKS, " ")
-        if section := _SECTION.match(text):
-            is_dropped = bool(_DROPPED_SECTION.match(section[1] or ""))
-        elif _OTHER_SECTION.match(text):
-            is_dropped = False
-        if text and not is_dropped and not text.startswith("#") and not _DROPPED_DIRECTIVE.match(text):
-            kept.append(NormalisedLine(text=text, place=place))
+        if text.startswith("."):
+            if section := _SECTION.match(text):
+                is_dropped = bool(_DROPPED_SECTION.match(section[1] or ""))
+            elif _OTHER_SECTION.match(text):
+                is_dropped = False
+            if _DROPPED_DIRECTIVE.match(text):
+                continue
+        if text and not is_dropped and not text.startswith("#"):
+            kept.append(NormalisedLine(text, place))
     return kept
 
 
@@ -110,6 +112,8 @@ def _without_empty_sections(lines: Sequence[NormalisedLine]) -> list[NormalisedL
 
 
 def _outside_strings(text: str, pattern: re.Pattern[str], replacement: str | Callable[[re.Match[str]], str]) -> str:
+    if '"' not in text:
+        return pattern.sub(replacement, text)
     parts = _STRING.split(text)
     parts[::2] = [pattern.sub(replacement, code) for code in parts[::2]]
     return "".join(parts)

@@ -51,7 +51,7 @@ def open_compiler(name: str, language: str, level: str = "O0", prompt_folder: Pa
         about = _about_python if language == "python" else _about_c_compiler
         executable, version, include_folders, needed = about(os.path.abspath(found), language)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise _not_a_compiler(name, language, "does not say which it is") from error
+        raise _not_a_compiler(name, language, "does not say which it is, or is too old") from error
     if prompt_folder is not None and not prompt_folder.is_dir():
         raise ValueError(f"prompt_folder ({prompt_folder}) must be a folder that is there; name another")
     prompt = None if prompt_folder is None else Path(os.path.realpath(prompt_folder))

@@ -90,12 +90,13 @@ def probe(limits: Mapping[str, int]) -> dict[str, object]:
     version = landlock_version()
     network = sys.platform == "linux" and _works(leave_network)
     # Without a namespace of users, or before Linux 5.14, all processes of the user would count, here and elsewhere.
-    uncounted = set() if network and version >= 2 else {"RLIMIT_NPROC"}
+    useless = set() if network and version >= 2 else {"RLIMIT_NPROC"}
+    useless |= {"RLIMIT_AS"} if sys.platform == "darwin" else set()  # which takes it and does not heed it
     return {
         "files": version > 0 and _works(lambda: restrict_files([], [])),
         "tcp": version >= 4,
         "network": network,
-        "limits": [name for name in limits if name not in uncounted and _works(partial(_set_one, name, limits[name]))],
+        "limits": [name for name in limits if name not in useless and _works(partial(_set_one, name, limits[name]))],
     }
 
 

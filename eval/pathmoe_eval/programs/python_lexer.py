@@ -38,6 +38,7 @@ def python_pieces(source: str) -> Iterator[tuple[str, str]]:
                 continue
             if start > end:
                 yield _kind_of_gap(source[end:start]), source[end:start]
+            start = max(start, end)
             yield "keyword" if kind == "name" and keyword.iskeyword(token.string) else kind, source[start:stop]
             end = stop
     except (tokenize.TokenError, SyntaxError) as error:

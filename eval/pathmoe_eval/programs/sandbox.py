@@ -43,7 +43,7 @@ class Limits:
     wall_seconds: float = 10.0
     cpu_seconds: int = 5
     memory_bytes: int = 1 << 30
-    output_bytes: int = 1 << 22
+    output_bytes: int = 1 << 21
     source_bytes: int = 1 << 18
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
@@ -173,12 +172,11 @@ def test_a_pipe_that_a_header_opens_is_waited_for_and_no_longer(with_prompt):
 
 
 def test_no_text_of_another_file_is_kept(c_compiler):
-    words = Path("/etc/passwd").read_text().split(":")
     for source in (HOSTILE_C["file"][0], HOSTILE_C["text of a file as a line"][0]):
         compilation = timed(source, c_compiler)
         assert set(asdict(compilation)) == {"failure", "lines", "source_lines"}
+        assert compilation.failure is not None
         assert compilation == Compilation(failure=compilation.failure)
-    assert words  # it is there to be read, by others
 
 
 def test_nothing_stays_in_the_folder_for_temporary_files(tmp_path, monkeypatch, c_compiler):

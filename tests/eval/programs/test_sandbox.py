@@ -36,7 +36,13 @@ def test_the_environment_is_bare(tmp_path, monkeypatch):
     monkeypatch.setenv("C_INCLUDE_PATH", "/somewhere")
     said = shell("env >&2", tmp_path).said.decode()
     names = {line.split("=")[0] for line in said.splitlines()}
-    assert names - {"PWD", "OLDPWD", "SHLVL", "_"} == {"PATH", "HOME", "TMPDIR", "LC_ALL", "SOURCE_DATE_EPOCH"}
+    assert names - {"PWD", "OLDPWD", "SHLVL", "_", "__CF_USER_TEXT_ENCODING"} == {
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "LC_ALL",
+        "SOURCE_DATE_EPOCH",
+    }
     assert f"TMPDIR={tmp_path}\n" in said
 
 
