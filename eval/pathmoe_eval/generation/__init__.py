@@ -1,0 +1,1 @@
+"""Trees of tokens that continue one prompt."""
