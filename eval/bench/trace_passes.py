@@ -1,7 +1,8 @@
 """One pass over a trace on disk, alone in its process: python eval/bench/trace_passes.py exact trace/ 1000000
 
 `exact` is everything that a report says of the concentration of paths and of cross-layer consistency, `sketch` is paths
-in fixed memory. What it finds is printed as JSON, with the memory that it took.
+in fixed memory; `analysis` is all that a report says of a trace, with classes, and `sketched` what it says with paths
+in fixed memory. What a pass finds is printed as JSON, with the memory that it took.
 """
 
 # Shapes: N tokens, L MoE layers, K experts per token.
@@ -18,40 +19,59 @@ from typing import Any
 
 import numpy as np
 
-from pathmoe_eval.layer_blocks import layer_blocks
-from pathmoe_eval.layers.consistency import ConsistencyCounts
-from pathmoe_eval.paths.concentration import concentration
-from pathmoe_eval.paths.path_blocks import BlockCounts
+from pathmoe_eval.experts.token_ids import with_next_ids
+from pathmoe_eval.path_and_layer_counts import PathAndLayerCounts
 from pathmoe_eval.paths.path_sketch import PathSketch
-from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 
 MAX_CORES = 2
+NUM_CLASSES = 12
 
 
 def exact(trace: RoutingTrace) -> dict[str, Any]:
     """Concentration of whole paths and of blocks, and consistency; some of its figures."""
-    header = trace.header
-    layers = {"num_layers": header.num_layers, "num_experts": header.num_experts}
-    paths = PathCounts(**layers)
-    blocks = BlockCounts(blocks=layer_blocks(header.router_of_layer), **layers)
-    consistency = ConsistencyCounts(
-        **layers, num_experts_per_tok=header.num_experts_per_tok, router_of_layer=header.router_of_layer
-    )
+    counts = PathAndLayerCounts(trace.header)
     for chunk in trace.chunks():
-        top1_NL = chunk.expert_ids_NLK[..., 0]
-        paths.update(top1_NL)
-        blocks.update(top1_NL)
-        consistency.update(chunk.expert_ids_NLK)
-    whole, parts, across = concentration(paths), blocks.result(), consistency.result()
+        counts.update(chunk.expert_ids_NLK)
+    sections = counts.sections()
+    whole, consistency = sections["concentration"]["whole"]["entropy"], sections["consistency"]
     return {
-        "num_tokens": whole.entropy.num_tokens,
-        "num_paths": whole.entropy.num_paths,
-        "entropy_bits": whole.entropy.entropy_bits,
-        "block_entropy_bits": [block.entropy_bits for block in parts],
-        "adjacent_agreement": across.agreement_means.adjacent,
-        "adjacent_jaccard": across.overlap.jaccard_means.adjacent,
-        "adjacent_information_bits": across.information.corrected_bits_means.adjacent,
+        "num_tokens": whole["num_tokens"],
+        "num_paths": whole["num_paths"],
+        "entropy_bits": whole["entropy_bits"],
+        "block_entropy_bits": [block["entropy_bits"] for block in sections["concentration"]["blocks"]],
+        "adjacent_agreement": consistency["agreement_means"]["adjacent"],
+        "adjacent_jaccard": consistency["overlap"]["jaccard_means"]["adjacent"],
+        "adjacent_information_bits": consistency["information"]["corrected_bits_means"]["adjacent"],
+    }
+
+
+def analysis(trace: RoutingTrace) -> dict[str, Any]:
+    """Every section, with classes that token ids decide in the place of those of a text; some figures."""
+    return _analysis(trace, is_sketched=False)
+
+
+def sketched(trace: RoutingTrace) -> dict[str, Any]:
+    """Every section that there is with paths in fixed memory; some figures."""
+    return _analysis(trace, is_sketched=True)
+
+
+def _analysis(trace: RoutingTrace, *, is_sketched: bool) -> dict[str, Any]:
+    # Here, so that the memory of the other passes is without torch and transformers, which come with it.
+    from pathmoe_eval.analysis import Options, TraceCounts
+    from pathmoe_eval.intervals.document_intervals import document_intervals
+
+    counts = TraceCounts(trace, Options(sketch=is_sketched), has_classes=not is_sketched)
+    for chunk, next_ids_N in with_next_ids(trace.chunks()):
+        counts.update(chunk, next_ids_N, None if is_sketched else chunk.token_ids_N % NUM_CLASSES)
+    document_intervals(trace, counts.routing_counts())
+    sections = counts.sections()
+    paths = sections["sketch" if is_sketched else "concentration"]["whole"]["entropy"]
+    return {
+        "num_tokens": paths["num_tokens"],
+        "num_paths": paths["num_paths"],
+        "entropy_bits": paths["entropy_bits"],
+        "sections": sorted(sections),
     }
 
 
@@ -74,7 +94,12 @@ def sketch(trace: RoutingTrace) -> dict[str, Any]:
     }
 
 
-PASSES: dict[str, Callable[[RoutingTrace], dict[str, Any]]] = {"exact": exact, "sketch": sketch}
+PASSES: dict[str, Callable[[RoutingTrace], dict[str, Any]]] = {
+    "exact": exact,
+    "sketch": sketch,
+    "analysis": analysis,
+    "sketched": sketched,
+}
 
 
 def peak_bytes() -> int:

@@ -79,6 +79,9 @@ def _paths_parser() -> OneLineParser:
     parser.add_argument("--sets", type=bool, default=False, help="Also take the sets of all chosen experts as paths.")
     parser.add_argument("--olmoe_script", type=bool, default=False, help="Count as the scripts of OLMoE do.")
     parser.add_argument("--seed", type=int, default=0, help="Of the permutations behind nulls.")
+    parser.add_argument(
+        "--sketch", type=bool, default=False, help="Estimate paths in fixed memory, for billions of tokens; no classes."
+    )
     return parser
 
 
@@ -136,6 +139,8 @@ def _paths(options: Namespace, command: str) -> None:
         fail(f"--seed ({options.seed}) must be at least 0; raise it")
     if options.trace is not None:
         _refuse_what_a_trace_has(options)
+    if options.sketch:
+        _refuse_what_a_sketch_lacks(options)
     paths_command(
         None if options.model is None else _settings(ModelOptions, options),
         _settings(EvaluatedData, options),
@@ -144,9 +149,18 @@ def _paths(options: Namespace, command: str) -> None:
         options.later,
         options.tagger,
         options.logits,
-        Options(options.sets, options.olmoe_script, options.seed),
+        Options(options.sets, options.olmoe_script, options.seed, options.sketch),
         command,
     )
+
+
+def _refuse_what_a_sketch_lacks(options: Namespace) -> None:
+    """Refuse options of what needs each path."""
+    for name, given in (("sets", options.sets), ("tagger", options.tagger is not None)):
+        if given:
+            fail(
+                f"--{name} ({options[name]}) must not be given with --sketch true, which keeps no paths; leave one out"
+            )
 
 
 def _refuse_what_a_trace_has(options: Namespace) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pathmoe_eval.id_range import check_id_range
 from pathmoe_eval.mergeable import check_mergeable
 
+_TOKENS_AT_ONCE = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingShape:
@@ -76,4 +78,16 @@ def check_some_tokens(num_tokens: int) -> None:
 
 def by_layer(expert_ids_NLK: NDArray[np.integer]) -> NDArray[np.integer]:
     """Contiguous [layers, experts per token, tokens]: what is counted layer by layer then reads memory once."""
-    return np.ascontiguousarray(expert_ids_NLK.transpose(1, 2, 0))
+    return tokens_last(expert_ids_NLK.transpose(1, 2, 0))
+
+
+def tokens_last(ids_N: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Contiguous copy of a view whose last axis, the tokens, is the first in memory.
+
+    Some tokens at a time, whose ids stay in cache while they are spread: several times as fast as a copy of all.
+    """
+    copied_N = np.empty(ids_N.shape, dtype=ids_N.dtype)
+    for start in range(0, ids_N.shape[-1], _TOKENS_AT_ONCE):
+        tokens = slice(start, start + _TOKENS_AT_ONCE)
+        copied_N[..., tokens] = ids_N[..., tokens]
+    return copied_N

@@ -228,6 +228,7 @@ def _report(
     router_of_layer: tuple[int, ...] = (0, 0, 1, 1, 1),
     model: str = "runs/one/last.ckpt",
     seed: int = 0,
+    sketch: bool = False,
 ) -> dict[str, Any]:
     from pathmoe_eval.analysis import Options, analyse
     from pathmoe_eval.classes.text_classes import text_classes
@@ -261,7 +262,7 @@ def _report(
                 starts_S1=np.array([0, last - first]), logits_NLE=logits_NLE[first:last],
             )  # fmt: skip
             writer.append(chunk, names=[f"document {document}"], domains=[("news", "code")[document % 2]])
-    sections = analyse(open_trace(folder), bpe, text_classes, Options(sets=True))
+    sections = analyse(open_trace(folder), bpe, text_classes, Options(sets=not sketch, sketch=sketch))
     later = SaturationCounts(**shape)
     later.update(expert_ids_NLK, np.roll(expert_ids_NLK, 1, axis=0), token_ids_N, token_ids_N)
     free_M, tokens_M = 4.0 * np.diff(bounds), np.diff(bounds)

@@ -3,6 +3,7 @@
 # Shapes: N tokens, L MoE layers, K experts per token, E experts.
 
 import json
+import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,66 @@ def test_the_same_twice(tmp_path: Path) -> None:
     assert analyse(trace, BPE, text_classes, Options()) == analyse(trace, BPE, text_classes, Options())
     other = analyse(trace, BPE, text_classes, Options(seed=1))
     assert other["separation"] != analyse(trace, BPE, text_classes, Options())["separation"]
+
+
+def test_a_sketch_leaves_out_what_needs_each_path_and_no_other_number_changes(tmp_path: Path) -> None:
+    trace = Routing().written(tmp_path / "t")
+    exact = analyse(trace, BPE, text_classes, Options())
+    sections = analyse(trace, BPE, text_classes, Options(sketch=True))
+    assert exact.keys() - sections.keys() == {"concentration", "separation", "path_tokens"}
+    whole = sections.pop("sketch")["whole"]["entropy"]
+    assert whole["entropy_bits"] == pytest.approx(exact["concentration"]["whole"]["entropy"]["entropy_bits"])
+    del sections["domains"]  # whose nulls exchange groups, in another order
+    ends = exact["intervals"]["ends"]
+    exact["intervals"]["ends"] = {place: ends[place] for place in ends if not place.startswith("concentration.")}
+    assert sections == {name: exact[name] for name in sections}
+    json.dumps(sections, allow_nan=False)
+
+
+def test_documents_are_counted_in_groups_only_in_fixed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathmoe_eval.analysis._DOCUMENT_GROUPS", 2)
+    trace = Routing().written(tmp_path / "t")
+    exact = analyse(trace, None, text_classes, Options())["domains"]
+    sketched = analyse(trace, None, text_classes, Options(sketch=True))["domains"]
+    assert (exact["num_groups"], sketched["num_groups"]) == (4, 2)
+    assert exact["information_bits"] == sketched["information_bits"]
+
+
+def generated(folder: Path, num_tokens: int) -> RoutingTrace:
+    """A trace of few paths in sequences that cross its batches; more tokens are more of the same."""
+    rng = np.random.default_rng(0)
+    header = TraceHeader(
+        num_layers=3, num_experts=4, num_experts_per_tok=2, layer_names=("a", "b", "c"), router_of_layer=(0, 0, 1),
+        model="m", tokenizer="", data="d", vocab_size=290, has_weights=False, has_logits=False,
+        has_predicted_ids=False,
+    )  # fmt: skip
+    with TraceWriter(folder, header) as writer:
+        for number in range(num_tokens // 5000):
+            first_N = rng.integers(0, 4, (5000, 3, 1))
+            chunk = RoutingChunk(
+                expert_ids_NLK=np.concatenate([first_N, (first_N + 1) % 4], axis=2),
+                token_ids_N=rng.integers(33, 120, 5000), starts_S1=np.arange(0, 5001, 1000),
+            )  # fmt: skip
+            writer.append(chunk, names=["a"] * 5, domains=[("x", "y")[number % 2]] * 5)
+    return open_trace(folder)
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+def test_memory_does_not_grow_with_tokens(sketch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathmoe_eval.paths.path_sketch._BLOCK_TOKENS", 1 << 16)
+    peaks = []
+    for num_tokens in (140_000, 420_000):
+        trace = generated(tmp_path / f"{num_tokens}", num_tokens)
+        tracemalloc.start()
+        analyse(trace, None if sketch else BPE, lambda text, spans: ["letter"] * len(spans), Options(sketch=sketch))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # 280,000 tokens more: less than 3 bytes for each, where an id of each would be 4 or 8
+    assert peaks[1] - peaks[0] < 3 * 280_000
+
+
+def test_the_vocabulary_of_next_tokens_crosses_batches_of_the_trace(tmp_path: Path) -> None:
+    trace = generated(tmp_path / "t", 140_000)
+    assert len(list(trace.chunks())) > 2
+    vocabulary = analyse(trace, None, text_classes, Options())["vocabulary"]
+    assert vocabulary["next"]["num_tokens"] == 140_000 - 140

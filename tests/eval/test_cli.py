@@ -97,6 +97,16 @@ def test_paths_writes_a_report_and_a_trace_that_gives_the_same_report(
     assert again["sections"] == {name: of for name, of in report["sections"].items() if name != "perplexity"}
 
 
+def test_sketched_paths_are_reported_and_compared(run: Callable[..., None], tmp_path: Path) -> None:
+    run(f"paths --model M/ours --data M/data.jsonl --out {tmp_path}/exact")
+    run(f"paths --trace {tmp_path}/exact/trace --out {tmp_path}/sketch --sketch true")
+    sections = json.loads((tmp_path / "sketch" / "report.json").read_text())["sections"]
+    assert {"sketch", "consistency"} <= sections.keys() and not {"concentration", "separation"} & sections.keys()
+    assert "Concentration of paths, in fixed memory" in (tmp_path / "sketch" / "index.html").read_text()
+    run(f"compare {tmp_path}/exact {tmp_path}/sketch --out OUT")
+    assert "standard error" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def test_record_then_saturation_against_a_later_checkpoint(run: Callable[..., None], tmp_path: Path) -> None:
     for name in ("ours", "later"):
         run(f"record --model M/{name} --data M/data.jsonl --out {tmp_path}/{name} --logits true")
@@ -198,6 +208,8 @@ ERRORS = {
     "record --model M/ours --out M/data.jsonl/x/y": "/y) must be a folder, but M/data.jsonl is a file; choose another",
     "compare M/data.jsonl --out M/data.jsonl/x": "/x) must be a folder, but M/data.jsonl is a file; choose another",
     "compare --out OUT": "reports (none) must be two or more",
+    "paths --trace M/none --sketch true --sets true --out OUT": "--sets (True) must not be given with --sketch true",
+    "paths --trace M/none --sketch true --tagger text --out OUT": "--tagger (text) must not be given with --sketch",
     "show": "show",
 }
 PERTURB_ERRORS = {

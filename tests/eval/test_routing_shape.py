@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens
+from pathmoe_eval.routing_shape import RoutingShape, by_layer, check_some_tokens, tokens_last
 
 GOOD = np.array([[[0, 1], [2, 3], [1, 0]]] * 5)
 
@@ -28,6 +28,14 @@ def test_a_chunk_without_tokens_passes():
 def test_equal_shapes_merge_and_some_tokens_are_enough():
     shape().check_mergeable(shape())
     check_some_tokens(1)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 511, 512, 513, 1500])
+def test_tokens_last_is_a_contiguous_copy(num_tokens):
+    ids_NLK = np.random.default_rng(0).integers(0, 99, (num_tokens, 3, 2))
+    copied_KLN = tokens_last(ids_NLK.transpose(2, 1, 0))
+    assert copied_KLN.flags.c_contiguous
+    np.testing.assert_array_equal(copied_KLN, ids_NLK.transpose(2, 1, 0))
 
 
 def test_by_layer_is_contiguous_and_moves_tokens_last():

@@ -18,7 +18,7 @@ def numbers(line):
     return [float(word.replace(",", "")) for word in line.split()]
 
 
-def test_both_passes_measure_the_first_tokens_and_their_tables_fit():
+def test_all_passes_measure_the_first_tokens_and_their_tables_fit():
     figures = scale.trace_figures([2000, 1000])
     assert [*figures] == [*trace_passes.PASSES]
     for rows in figures.values():
@@ -30,6 +30,8 @@ def test_both_passes_measure_the_first_tokens_and_their_tables_fit():
     lines += (of_sketch := scale.sketch_lines(sketch, exact))
     # so few paths are in the sample whole: no error is made and none stated
     assert all(numbers(line)[2:4] + numbers(line)[5:7] == [0, 0, 0, 0] for line in of_sketch[2:4])
+    lines += (of_analysis := scale.analysis_lines(figures["analysis"], figures["sketched"]))
+    assert [numbers(line)[0] for line in of_analysis[3:5]] == [1000, 2000]
     assert max(map(len, lines)) <= WIDTH
 
 
@@ -39,8 +41,11 @@ def test_the_largest_benchmark_fits_too():
         "entropy_standard_error_bits": 0.00456, "array_bytes": 12 << 20, "seconds": 123.4, "peak_bytes": 1234 << 20,
     }  # fmt: skip
     lines = scale.exact_lines([row]) + scale.sketch_lines([row], [row | {"num_paths": 5_023_456}])
+    lines += (of_analysis := scale.analysis_lines([row], [row | {"seconds": 61.24}]))
     assert max(map(len, lines)) <= WIDTH
     assert numbers(lines[2]) == [7_180_000, 5_012_345, 20.1234, 123.4, 17.19, 1234]
+    assert numbers(of_analysis[3]) == [7_180_000, 123.4, 17.19, 1234, 61.2, 8.53, 1234]
+    assert of_analysis[4] == "7,180,000 tokens: peak MiB 1234.0, at most 2048: yes"
     assert lines[3] == "7,180,000 tokens: seconds 123.4, at most 60: NO"
     assert lines[4] == "7,180,000 tokens: peak MiB 1234.0, at most 2048: yes"
 

@@ -59,6 +59,17 @@ def test_the_sketch_of_few_paths_is_exact(folder, first_ids_NLK):
     assert found["array_bytes"] == 8 * NUM_READ
 
 
+def test_the_analysis_has_every_section_that_needs_no_text(folder, first_ids_NLK):
+    paths = path_entropy(first_ids_NLK[..., 0])
+    for name, own in (("analysis", {"concentration", "separation"}), ("sketched", {"sketch"})):
+        found = trace_passes.PASSES[name](open_trace(folder).first(NUM_READ))
+        assert set(found["sections"]) == own | {
+            "coactivation", "consistency", "domains", "flow", "load", "vocabulary"
+        }  # fmt: skip
+        assert (found["num_tokens"], found["num_paths"]) == (NUM_READ, paths.num_paths)
+        assert found["entropy_bits"] == pytest.approx(paths.entropy_bits, rel=1e-12)
+
+
 def test_the_script_prints_the_same_and_the_memory_of_its_own_process_alone(folder):
     ballast = np.ones(32 << 20)
     command = [sys.executable, trace_passes.__file__, "exact", str(folder), str(NUM_READ)]

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.classes.path_class_counts import JointTable
+from pathmoe_eval.draws_without_replacement import groups_of_rows
+from pathmoe_eval.layers.permuted_tables import random_tables
 
-_MAX_TOKENS = 10**9
+_MAX_TOKENS = 10**9 - 1  # of one draw of numpy
 _LABELS_AT_ONCE = 1 << 20
-_LARGE_PATH = 1 << 12
+_LARGE_PATH = 2  # tokens of a path for each class, from which on its counts are drawn, and not its labels
+_CELLS_PER_LABEL = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +47,8 @@ def against_permutations(
     its margins, and is drawn from them without the tokens. It depends on the sizes of the margins alone, so that no
     naming of experts or classes changes what is drawn. (Shifting whole documents' classes would keep their order, too,
     and so give a wider null; "permuted labels" we take to be permuted token by token: our choice.)
-
-    Raises:
-        ValueError: 10^9 tokens or more, which the draws do not serve.
     """
     num_tokens = int(table.counts_J.sum())
-    if num_tokens >= _MAX_TOKENS:
-        raise ValueError(
-            f"path_ids ({num_tokens} tokens) must be fewer than {_MAX_TOKENS} to permute their classes; pass a sample"
-        )
     sizes_P = -np.sort(-table.path_counts_P)
     sizes_C = -np.sort(-table.class_counts_C)
     margin_bits = np.log2(num_tokens) - (_sum_x_log_x(sizes_P) + _sum_x_log_x(sizes_C)) / num_tokens
@@ -96,27 +92,56 @@ def _permuted_counts(
 
     sizes_P and sizes_C descend. A path of one token has one pair of one token, whatever the permutation.
     """
-    left_C = sizes_C.copy()
+    counts, majorities = [np.empty(0, dtype=np.int64)], 0
+    for paths, classes_C in groups_of_rows(sizes_P, sizes_C, _MAX_TOKENS, rng):
+        of_group, of_most = _permuted_group(sizes_P[paths], classes_C, rng)
+        counts += of_group
+        majorities += of_most
+    return np.concatenate(counts), majorities
+
+
+def _permuted_group(
+    sizes_P: NDArray[np.int64], left_C: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[list[NDArray[np.int64]], int]:
+    """The same of paths of fewer tokens than a draw of numpy serves, or of one path."""
+    if len(sizes_P) == 1:
+        return [left_C[(left_C > 0) & (sizes_P[0] > 1)]], int(left_C.max())
     counts, majorities = [], int(np.count_nonzero(sizes_P == 1))
-    num_large, num_several = np.count_nonzero(sizes_P >= _LARGE_PATH), np.count_nonzero(sizes_P > 1)
-    for size in sizes_P[:num_large].tolist():
-        counts_C = rng.multivariate_hypergeometric(left_C, size, method="marginals")
-        left_C -= counts_C
-        counts.append(counts_C[counts_C > 0])
-        majorities += int(counts_C.max())
-    for piece_P in _pieces(sizes_P[num_large:num_several]):
-        num_labels = int(piece_P.sum())
-        drawn_C = rng.multivariate_hypergeometric(left_C, num_labels, method="marginals")
-        left_C -= drawn_C
-        labels_R = np.repeat(np.arange(len(drawn_C)), drawn_C)
-        rng.shuffle(labels_R)
-        cells_J, counts_J = np.unique(
-            np.repeat(np.arange(len(piece_P)), piece_P) * len(drawn_C) + labels_R, return_counts=True
-        )
-        starts_P = np.searchsorted(cells_J, np.arange(len(piece_P)) * len(drawn_C))
+    num_several = int(np.count_nonzero(sizes_P > 1))
+    num_large = min(num_several, int(np.count_nonzero(sizes_P >= _LARGE_PATH * len(left_C))))
+    large = [(piece_P, True) for piece_P in _pieces(sizes_P[:num_large])]
+    small = [(piece_P, False) for piece_P in _pieces(sizes_P[num_large:num_several])]
+    for piece_P, is_large in large + small:
+        drawn_C = rng.multivariate_hypergeometric(left_C, int(piece_P.sum()), method="marginals")
+        left_C = left_C - drawn_C
+        counts_J, of_most = (_pairs_of_table if is_large else _pairs_of_labels)(piece_P, drawn_C[drawn_C > 0], rng)
         counts.append(counts_J)
-        majorities += int(np.maximum.reduceat(counts_J, starts_P).sum())
-    return np.concatenate(counts) if counts else np.empty(0, dtype=np.int64), majorities
+        majorities += of_most
+    return counts, majorities
+
+
+def _pairs_of_table(
+    sizes_P: NDArray[np.int64], sizes_C: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], int]:
+    """Counts of the pairs of paths of these sizes with classes of these, and of each path's largest: by pair."""
+    (table_PC,) = random_tables(sizes_P, sizes_C, 1, rng)
+    return table_PC[table_PC > 0], int(table_PC.max(axis=1).sum())
+
+
+def _pairs_of_labels(
+    sizes_P: NDArray[np.int64], sizes_C: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], int]:
+    """The same by token."""
+    num_classes, num_cells = len(sizes_C), len(sizes_P) * len(sizes_C)
+    labels_R = np.repeat(np.arange(num_classes), sizes_C)
+    rng.shuffle(labels_R)
+    cells_R = np.repeat(np.arange(len(sizes_P)) * num_classes, sizes_P) + labels_R
+    if num_cells <= _CELLS_PER_LABEL * len(labels_R):  # a table of all pairs is faster than a sort
+        table_PC = np.bincount(cells_R, minlength=num_cells).reshape(-1, num_classes)
+        return table_PC[table_PC > 0], int(table_PC.max(axis=1).sum())
+    cells_J, counts_J = np.unique(cells_R, return_counts=True)
+    starts_P = np.searchsorted(cells_J, np.arange(len(sizes_P)) * num_classes)
+    return counts_J, int(np.maximum.reduceat(counts_J, starts_P).sum())
 
 
 def _pieces(sizes_P: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -59,6 +59,8 @@ class FrequentPaths:
     """The experts of each, one for each layer."""
     counts_P: NDArray[np.int64]
     """Tokens of each."""
+    class_counts_P: tuple[dict[int, int], ...]
+    """Tokens of each by their class."""
     num_tokens: int
     """Tokens of the sample."""
 
@@ -80,7 +82,8 @@ class PathClassCounts:
         layers_of_last_word = num_layers - (path_words - 1) * (64 // bits_per_id(num_experts))
         self._class_shares_word = layers_of_last_word * bits_per_id(num_experts) + _CLASS_BITS <= 64
         words = path_words if self._class_shares_word else path_words + 1
-        self._counts = KeyCounts(num_words=words, key_bits=64 * words)
+        key_bits = num_layers * bits_per_id(num_experts) + _CLASS_BITS if self._class_shares_word else 64 * words
+        self._counts = KeyCounts(num_words=words, key_bits=key_bits)
 
     def update(self, path_ids_NL: NDArray[np.integer], class_ids_N: NDArray[np.integer]) -> None:
         """Add a batch.
@@ -106,16 +109,23 @@ class PathClassCounts:
         check_mergeable(self, other, "num_layers", "num_experts")
         self._counts.add(*other._counts.totals())
 
+    def between(self, first_layer: int, stop_layer: int) -> PathClassCounts:
+        """Counts of the parts of all paths in layers [first_layer, stop_layer), with their classes."""
+        keys_WJ, counts_J = self._counts.totals()
+        part = PathClassCounts(num_layers=stop_layer - first_layer, num_experts=self.num_experts)
+        layers = range(first_layer, stop_layer)
+        path_ids_JL = unpack(self._path_keys(keys_WJ), self.num_layers, self.num_experts, layers)
+        part._counts.add(part._pack(path_ids_JL, _classes(keys_WJ)), counts_J)
+        return part
+
     def table(self) -> JointTable:
         """All pairs counted so far."""
         keys_WJ, counts_J = self._counts.sorted_totals()
         paths_WJ = self._path_keys(keys_WJ)
         is_first_J = np.ones(len(counts_J), dtype=np.bool_)
         np.any(paths_WJ[:, 1:] != paths_WJ[:, :-1], axis=0, out=is_first_J[1:])
-        class_ids_J = keys_WJ[-1] & np.uint64((1 << _CLASS_BITS) - 1)
-        return JointTable(
-            starts_P=np.flatnonzero(is_first_J), class_ids_J=class_ids_J.astype(np.int64), counts_J=counts_J
-        )
+        class_ids_J = _classes(keys_WJ).astype(np.int64)
+        return JointTable(starts_P=np.flatnonzero(is_first_J), class_ids_J=class_ids_J, counts_J=counts_J)
 
     def most_frequent(self, num_paths: int) -> FrequentPaths:
         """The paths with the most tokens, at most `num_paths`; of equally frequent ones the first in order.
@@ -130,8 +140,16 @@ class PathClassCounts:
         chosen_P = np.argsort(-counts_P, kind="stable")[:num_paths]
         keys_WJ, _ = self._counts.sorted_totals()
         keys_WP = self._path_keys(keys_WJ[:, table.starts_P[chosen_P]])
-        paths_PL = unpack(keys_WP, self.num_layers, self.num_experts).astype(np.int64)
-        return FrequentPaths(paths_PL=paths_PL, counts_P=counts_P[chosen_P], num_tokens=int(counts_P.sum()))
+        stops_P = np.append(table.starts_P, len(table.counts_J))[chosen_P + 1]
+        pairs = [slice(*pair) for pair in zip(table.starts_P[chosen_P].tolist(), stops_P.tolist(), strict=True)]
+        return FrequentPaths(
+            paths_PL=unpack(keys_WP, self.num_layers, self.num_experts).astype(np.int64),
+            counts_P=counts_P[chosen_P],
+            class_counts_P=tuple(
+                dict(zip(table.class_ids_J[of].tolist(), table.counts_J[of].tolist(), strict=True)) for of in pairs
+            ),
+            num_tokens=int(counts_P.sum()),
+        )
 
     def _pack(self, path_ids_NL: NDArray[np.integer], class_ids_N: NDArray[np.integer]) -> NDArray[np.uint64]:
         """Keys that sort by path, then class: the class is below the path's last word, or a word of its own."""
@@ -146,6 +164,10 @@ class PathClassCounts:
         if not self._class_shares_word:
             return keys_WJ[:-1]
         return np.concatenate([keys_WJ[:-1], keys_WJ[-1:] >> np.uint64(_CLASS_BITS)])
+
+
+def _classes(keys_WJ: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return keys_WJ[-1] & np.uint64((1 << _CLASS_BITS) - 1)
 
 
 def checked_class_ids(class_ids_N: NDArray[np.integer], num_tokens: int) -> NDArray[np.integer]:

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.classes.context_sample import NO_TOKEN, sample_contexts, token_contexts
-from pathmoe_eval.classes.path_class_counts import FrequentPaths, checked_class_ids
+from pathmoe_eval.classes.path_class_counts import FrequentPaths
 from pathmoe_eval.paths.paths import select_paths
 
 
@@ -65,7 +65,7 @@ class PathTokens:
     tokens: tuple[TokenCount, ...]
     """The most frequent of these; of equally frequent ones the lower id first."""
     classes: tuple[ClassCount, ...]
-    """All classes of its tokens, the most frequent first; empty where no classes were given."""
+    """All classes of its tokens, the most frequent first; empty where they have no names."""
     contexts: tuple[Context, ...]
     """A sample of its distinct contexts (token before, token, token after), each equally likely, in sample order."""
 
@@ -83,14 +83,12 @@ class PathTokenCounts:
         self._num_contexts = num_contexts
         num_paths = len(frequent.paths_PL)
         self._tokens_P: list[Counter[int]] = [Counter() for _ in range(num_paths)]
-        self._classes_P: list[Counter[int]] = [Counter() for _ in range(num_paths)]
         self._contexts_P = [np.empty((0, 3), dtype=np.int64) for _ in range(num_paths)]
 
     def update(
         self,
         path_ids_NL: NDArray[np.integer],
         token_ids_N: NDArray[np.integer],
-        class_ids_N: NDArray[np.integer] | None = None,
         starts_S1: NDArray[np.integer] | None = None,
     ) -> None:
         """Add a batch.
@@ -98,7 +96,6 @@ class PathTokenCounts:
         Args:
             path_ids_NL: integers [tokens, layers], those layers of each token's top-1 path that `frequent` has.
             token_ids_N: integers [tokens], the input token.
-            class_ids_N: integers [tokens], its class.
             starts_S1: integers [sequences + 1], where sequences begin, and the number of tokens; None: one sequence.
 
         Raises:
@@ -114,13 +111,9 @@ class PathTokenCounts:
         contexts_N3 = token_contexts(token_ids_N, starts_S1)
         if len(contexts_N3) != num_tokens:
             raise ValueError(f"token_ids ({len(contexts_N3)}) must be {num_tokens}; pass one for each token")
-        if class_ids_N is not None:
-            class_ids_N = checked_class_ids(class_ids_N, num_tokens)
         for path, rows_M in enumerate(_rows_of_paths(path_ids_NL, self._frequent.paths_PL)):
             self._add_contexts(path, contexts_N3[rows_M])
             _add_counts(self._tokens_P[path], contexts_N3[rows_M, 1])
-            if class_ids_N is not None:
-                _add_counts(self._classes_P[path], class_ids_N[rows_M])
 
     def merge(self, other: PathTokenCounts) -> None:
         """Add everything that `other`, of the same paths, has collected; `other` keeps it.
@@ -135,7 +128,6 @@ class PathTokenCounts:
             )
         for path in range(len(self._tokens_P)):
             self._tokens_P[path].update(other._tokens_P[path])
-            self._classes_P[path].update(other._classes_P[path])
             self._add_contexts(path, other._contexts_P[path])
 
     def result(
@@ -145,7 +137,7 @@ class PathTokenCounts:
 
         Args:
             text_of_token: text of a token id, as `tokenizer.decode` gives it.
-            class_names: name of each class id.
+            class_names: name of each class id; none leaves classes out.
             num_tokens: distinct tokens to list for each path.
 
         Raises:
@@ -178,7 +170,7 @@ class PathTokenCounts:
             ),
             classes=tuple(
                 ClassCount(name=class_names[class_id], num_tokens=count)
-                for class_id, count in _by_count(self._classes_P[path])
+                for class_id, count in _by_count(frequent.class_counts_P[path] if class_names else {})
             ),
             contexts=tuple(
                 Context(before=text(before), token=text(token), after=text(after))
@@ -199,7 +191,7 @@ def visible(text: str) -> str:
     )
 
 
-def _by_count(counts: Counter[int]) -> list[tuple[int, int]]:
+def _by_count(counts: Mapping[int, int]) -> list[tuple[int, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

@@ -23,7 +23,7 @@ from pathmoe_eval.layer_blocks import check_router_of_layer, layer_blocks
 from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.paths.entropy import plug_in_bits
 from pathmoe_eval.paths.paths import check_range, select_paths
-from pathmoe_eval.routing_shape import check_some_tokens
+from pathmoe_eval.routing_shape import check_some_tokens, tokens_last
 
 _MAX_VOCAB = 1 << 32
 
@@ -105,7 +105,8 @@ class SeparationCounts:
         self.num_experts = num_experts
         self.router_of_layer = check_router_of_layer(router_of_layer, num_layers)
         self._blocks = tuple((block.start, block.stop) for block in layer_blocks(self.router_of_layer))
-        parts = {(0, num_layers), *self._blocks, *((layer, layer + 1) for layer in range(num_layers))}
+        # Blocks are counted beside the whole, of which few pairs are distinct in them; single layers follow from it.
+        parts = {(0, num_layers), *(block for block in self._blocks if block[1] - block[0] > 1)}
         self._counts = {part: PathClassCounts(num_layers=part[1] - part[0], num_experts=num_experts) for part in parts}
         self._token_ids = PathClassCounts(num_layers=1, num_experts=_MAX_VOCAB)
 
@@ -132,7 +133,7 @@ class SeparationCounts:
             token_ids_N = check_one_per_token(token_ids_N, len(path_ids_NL), name="token_ids")
             check_id_range(token_ids_N, _MAX_VOCAB, name="token_ids", advice="pass ids of the tokenizer")
             self._token_ids.update(token_ids_N[:, None], class_ids_N)
-        path_ids_LN = np.ascontiguousarray(path_ids_NL.T)
+        path_ids_LN = tokens_last(path_ids_NL.T)
         for (first, stop), counts in self._counts.items():
             counts.update(path_ids_LN[first:stop].T, class_ids_N)
 
@@ -162,9 +163,10 @@ class SeparationCounts:
             if value < 2:
                 raise ValueError(f"{name} ({value}) must be at least 2; raise it")
         draws = {"num_permutations": num_permutations, "seed": seed}
+        layers = [(layer, layer + 1) for layer in range(self.num_layers)]
         parts = {
-            part: _part_separation(part, counts.table(), min_path_tokens, draws)
-            for part, counts in self._counts.items()
+            part: _part_separation(part, self._part(part).table(), min_path_tokens, draws)
+            for part in {(0, self.num_layers), *self._blocks, *layers}
         }
         whole = parts[0, self.num_layers]
         token_table = self._token_ids.table()
@@ -180,20 +182,23 @@ class SeparationCounts:
             min_path_tokens=min_path_tokens,
             whole=whole,
             blocks=tuple(parts[block] for block in self._blocks),
-            layers=tuple(parts[layer, layer + 1] for layer in range(self.num_layers)),
+            layers=tuple(parts[layer] for layer in layers),
             token_ids=class_separation(token_table, **draws) if num_with_token_ids else None,
         )
 
     def most_frequent(self, num_paths: int) -> dict[tuple[int, int], FrequentPaths]:
         """The most frequent paths, whole and of each block, by their range of layers (first, last + 1)."""
-        return {part: self._counts[part].most_frequent(num_paths) for part in [(0, self.num_layers), *self._blocks]}
+        return {part: self._part(part).most_frequent(num_paths) for part in [(0, self.num_layers), *self._blocks]}
+
+    def _part(self, part: tuple[int, int]) -> PathClassCounts:
+        return self._counts[part] if part in self._counts else self._counts[0, self.num_layers].between(*part)
 
 
 def class_separation(table: JointTable, *, num_permutations: int, seed: int) -> ClassSeparation:
     """What the variable of a table tells about the class.
 
     Raises:
-        ValueError: the table is empty, or too large for permutations.
+        ValueError: the table is empty.
     """
     num_tokens = int(table.counts_J.sum())
     check_some_tokens(num_tokens)

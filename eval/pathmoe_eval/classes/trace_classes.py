@@ -17,18 +17,38 @@ from pathmoe_eval.traces.routing_chunk import RoutingChunk
 
 def trace_classes(
     chunks: Iterable[RoutingChunk], tokenizer: PreTrainedTokenizerBase, tagger: Tagger, names: ClassNames
-) -> NDArray[np.int32]:
-    """Class of each token of all chunks, [tokens], as `names` numbers them.
+) -> Iterator[NDArray[np.int32]]:
+    """Class of each token, [tokens of a sequence] for one sequence after the other, as `names` numbers them.
 
     Taggers are given whole sequences, since what a token is depends on what stands around it. Special tokens are of
-    the class `special`, and no part of the text.
+    the class `special`, and no part of the text. Memory is bounded by the longest sequence.
 
     Raises:
         ValueError: what the tagger returns is not one string a token, or there are too many classes.
     """
     special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
-    classes = [_classes(ids_N, special_ids, tokenizer, tagger, names) for ids_N in _sequences(chunks)]
-    return np.concatenate([np.empty(0, dtype=np.int32), *classes])
+    for ids_N in _sequences(chunks):
+        yield _classes(ids_N, special_ids, tokenizer, tagger, names)
+
+
+class InPieces:
+    """Arrays that come one after the other, given out again in pieces of other lengths."""
+
+    def __init__(self, arrays: Iterable[NDArray[np.int32]]) -> None:
+        """Read `arrays` as far as they are needed."""
+        self._arrays = iter(arrays)
+        self._waiting: list[NDArray[np.int32]] = []
+        self._num_waiting = 0
+
+    def take(self, length: int) -> NDArray[np.int32]:
+        """The next `length` entries, as many as are left at the end."""
+        while self._num_waiting < length and (array := next(self._arrays, None)) is not None:
+            self._waiting.append(array)
+            self._num_waiting += len(array)
+        joined = np.concatenate([np.empty(0, dtype=np.int32), *self._waiting])
+        self._waiting = [joined[length:]]
+        self._num_waiting = len(joined[length:])
+        return joined[:length]
 
 
 def _sequences(chunks: Iterable[RoutingChunk]) -> Iterator[NDArray[np.int64]]:

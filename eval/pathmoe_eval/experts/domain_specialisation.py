@@ -1,6 +1,7 @@
 """Which experts the documents of a domain use: domain specialisation (OLMoE, arXiv 2409.02060, Eq. 7)."""
 
-# Shapes: N tokens, S documents, D domains, L MoE layers, E experts, K experts per token, P permutations.
+# Shapes: N tokens, S documents, G groups of documents, D domains, L MoE layers, E experts, K experts per token, P
+# permutations.
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from pathmoe_eval.id_range import check_id_range
 from pathmoe_eval.layers.agreement import mutual_information_bits
+from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 _PERMUTATIONS = 200
@@ -50,6 +52,8 @@ class DomainSpecialisation:
     """Tokens that were counted."""
     num_documents: int
     """Documents with tokens."""
+    num_groups: int
+    """What exchanges domains in the nulls: these documents, or groups of them where memory is bounded."""
     share_null_uniform: float
     """num_experts_per_tok / num_experts: every share if the domain did not matter and the load was equal."""
     domains: tuple[DomainShares, ...]
@@ -69,7 +73,11 @@ class DomainSpecialisation:
 
 
 class DomainCounts:
-    """Picks of every expert by every document, in 4 * layers * documents * experts bytes; integers, in any order."""
+    """Picks of every expert by every document, in 4 * layers * documents * experts bytes; integers, in any order.
+
+    With `max_groups` a document's picks go to one of so many groups, each of documents of one domain, and the nulls
+    exchange the domains of groups; shares and information stay the same.
+    """
 
     def __init__(
         self,
@@ -79,6 +87,7 @@ class DomainCounts:
         num_experts_per_tok: int,
         domains: Sequence[str],
         domain_of_document_S: NDArray[np.integer],
+        max_groups: int | None = None,
     ) -> None:
         """Count for a model of this shape and known documents.
 
@@ -88,6 +97,7 @@ class DomainCounts:
             num_experts_per_tok: as for `RoutingShape`.
             domains: names of the domains.
             domain_of_document_S: integers [documents], the index in `domains` of each document.
+            max_groups: groups in which documents are counted; one for each domain at least. None counts each alone.
 
         Raises:
             ValueError: as in `RoutingShape`, or a domain that is no index of `domains`.
@@ -103,8 +113,15 @@ class DomainCounts:
             "pass an index of domains for each",
         )
         num_documents = len(self._domain_of_document_S)
+        self._group_of_document_S, self._domain_of_group_G = np.arange(num_documents), self._domain_of_document_S
+        if max_groups is not None:
+            self._group_of_document_S, self._domain_of_group_G = _groups(
+                self._domain_of_document_S, len(self.domains), max_groups
+            )
         self._tokens_S = np.zeros(num_documents, dtype=np.int64)
-        self._picks_LSE = np.zeros((num_layers, num_documents, num_experts), dtype=np.int32)
+        # A group may have more picks than a document.
+        picks_dtype = np.int32 if max_groups is None else np.int64
+        self._picks_LGE = np.zeros((num_layers, len(self._domain_of_group_G), num_experts), dtype=picks_dtype)
 
     def update(self, expert_ids_NLK: NDArray[np.integer], document_of_token_N: NDArray[np.integer]) -> None:
         """Add a chunk, which may begin and end inside documents.
@@ -128,9 +145,10 @@ class DomainCounts:
             "document_of_token", document_of_token_N, num_documents, "pass every document's domain at the start"
         )
         self._tokens_S += np.bincount(documents_N, minlength=num_documents)
-        for layer, picks_SE in enumerate(self._picks_LSE):
-            cells_NK = documents_N[:, None] * self.shape.num_experts + expert_ids_NLK[:, layer].astype(np.int64)
-            np.add.at(picks_SE.reshape(-1), cells_NK.reshape(-1), np.int32(1))
+        groups_N = self._group_of_document_S[documents_N]
+        for layer, picks_GE in enumerate(self._picks_LGE):
+            cells_NK = groups_N[:, None] * self.shape.num_experts + expert_ids_NLK[:, layer].astype(np.int64)
+            np.add.at(picks_GE.reshape(-1), cells_NK.reshape(-1), picks_GE.dtype.type(1))
 
     def merge(self, other: DomainCounts) -> None:
         """Add everything that `other` has counted of the same documents; `other` keeps its counts.
@@ -144,8 +162,14 @@ class DomainCounts:
                 f"other ({len(other._tokens_S)} documents of {', '.join(other.domains)}) must have the same documents "
                 f"({len(self._tokens_S)} of {', '.join(self.domains)}); give both parts all documents' domains"
             )
+        check_mergeable(self, other, "num_groups")
         self._tokens_S += other._tokens_S
-        self._picks_LSE += other._picks_LSE
+        self._picks_LGE += other._picks_LGE
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of documents, or documents."""
+        return len(self._domain_of_group_G)
 
     def result(self) -> DomainSpecialisation:
         """Domain specialisation over all tokens counted so far.
@@ -155,17 +179,19 @@ class DomainCounts:
         """
         num_tokens = int(self._tokens_S.sum())
         check_some_tokens(num_tokens)
-        # A document without tokens, permuted, would take a domain's place without filling it.
-        kept_S = self._tokens_S > 0
-        domain_S, tokens_S = self._domain_of_document_S[kept_S], self._tokens_S[kept_S]
-        documents_D = np.bincount(domain_S, minlength=len(self.domains))
+        documents_D = np.bincount(self._domain_of_document_S[self._tokens_S > 0], minlength=len(self.domains))
         if not documents_D.all():
             missing = self.domains[int(np.argmin(documents_D))]
             raise ValueError(f"domains ({missing}) must have at least 1 token each; leave it out or pass its documents")
+        tokens_G = np.zeros(self.num_groups, dtype=np.int64)
+        np.add.at(tokens_G, self._group_of_document_S, self._tokens_S)
+        # A document without tokens, permuted, would take a domain's place without filling it.
+        kept_G = tokens_G > 0
+        domain_G, tokens_G = self._domain_of_group_G[kept_G], tokens_G[kept_G]
         rng = np.random.default_rng(_NULL_SEED)
-        domain_PS = np.stack([domain_S, *(rng.permutation(domain_S) for _ in range(_PERMUTATIONS))])
+        domain_PG = np.stack([domain_G, *(rng.permutation(domain_G) for _ in range(_PERMUTATIONS))])
         layers = [
-            _layer_figures(picks_SE[kept_S], tokens_S, domain_PS, len(self.domains)) for picks_SE in self._picks_LSE
+            _layer_figures(picks_GE[kept_G], tokens_G, domain_PG, len(self.domains)) for picks_GE in self._picks_LGE
         ]
         share_LDE, low_LDE, high_LDE = (np.stack([layer[index] for layer in layers]) for index in range(3))
         information_LP = np.stack([layer[3] for layer in layers])
@@ -175,13 +201,14 @@ class DomainCounts:
         null_L = information_LP[:, 1:].mean(axis=1)
         return DomainSpecialisation(
             num_tokens=num_tokens,
-            num_documents=len(tokens_S),
+            num_documents=int(documents_D.sum()),
+            num_groups=len(tokens_G),
             share_null_uniform=self.shape.num_experts_per_tok / self.shape.num_experts,
             domains=tuple(
                 DomainShares(
                     domain=name,
                     num_documents=int(documents_D[domain]),
-                    num_tokens=int(tokens_S[domain_S == domain].sum()),
+                    num_tokens=int(tokens_G[domain_G == domain].sum()),
                     share=_nested(share_LDE[:, domain]),
                     share_null_permuted_low=_nested(low_LDE[:, domain]),
                     share_null_permuted_high=_nested(high_LDE[:, domain]),
@@ -214,6 +241,19 @@ def _layer_figures(
     low_DE, high_DE = np.quantile(share_PDE[1:], _NULL_INTERVAL, axis=0)
     information_P = np.array([mutual_information_bits(sums_DE)[0] for sums_DE in sums_PDE[..., :-1].astype(np.int64)])
     return share_PDE[0], low_DE, high_DE, information_P
+
+
+def _groups(
+    domain_of_document_S: NDArray[np.int64], num_domains: int, max_groups: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Group of each document, dealt out in turn within its domain, and the domain of each group."""
+    per_domain = max(1, max_groups // num_domains)
+    order_S = np.argsort(domain_of_document_S, kind="stable")
+    first_D = np.searchsorted(domain_of_document_S[order_S], np.arange(num_domains))
+    place_S = np.empty_like(domain_of_document_S)
+    place_S[order_S] = np.arange(len(order_S)) - first_D[domain_of_document_S[order_S]]
+    group_of_document_S = domain_of_document_S * per_domain + place_S % per_domain
+    return group_of_document_S, np.repeat(np.arange(num_domains), per_domain)
 
 
 def _nested(values_LE: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pathmoe_eval.experts.expert_vocabulary import ExpertVocabulary, expert_vocabularies
 from pathmoe_eval.experts.token_ids import NO_ID
 from pathmoe_eval.id_range import check_one_per_token
+from pathmoe_eval.layers.permuted_tables import random_tables
 from pathmoe_eval.mergeable import check_mergeable
 from pathmoe_eval.routing_shape import RoutingShape, check_some_tokens
 
 _MIN_OCCURRENCES = 10
 _ALL_LAYERS_BYTES = 1 << 26
-_MAX_TOKENS = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class VocabularySpecialisation:
     """Vocabulary specialisation; tuples have one entry per counted layer.
 
     The nulls are of the same tokens with their ids in random order. They are far above `share_null` for rare ids: the
-    most frequent expert of an id that occurs once has 100% of it by construction.
+    most frequent expert of an id that occurs once has 100% of it by construction. They are None where several experts
+    of a token count: which of them come together is not kept.
     """
 
     layers: tuple[int, ...]
@@ -65,7 +66,7 @@ class VocabularySpecialisation:
 
 
 class VocabularyCounts:
-    """Picks of every expert for every token id, and for ids in random order, in 8 * layers * ids * experts bytes.
+    """Picks of every expert for every token id, in 8 * layers * ids * experts bytes, whatever the tokens are.
 
     Integers, so the result does not depend on the order of the tokens, on batching or merging.
     """
@@ -112,60 +113,50 @@ class VocabularyCounts:
                 f"layers ({found}) must be different and below num_layers ({num_layers}); count MoE layers from 0"
             )
         self.num_tokens = 0
-        self._occurrences_2V = np.zeros((2, vocab_size), dtype=np.int64)
-        self._picks_2LVE = np.zeros((2, len(self.layers), vocab_size, num_experts), dtype=np.int32)
+        self._occurrences_V = np.zeros(vocab_size, dtype=np.int64)
+        self._picks_LVE = np.zeros((len(self.layers), vocab_size, num_experts), dtype=np.int64)
 
-    def update(
-        self,
-        expert_ids_NLK: NDArray[np.integer],
-        ids_N: NDArray[np.integer],
-        shuffled_ids_N: NDArray[np.integer],
-    ) -> None:
+    def update(self, expert_ids_NLK: NDArray[np.integer], ids_N: NDArray[np.integer]) -> None:
         """Add a chunk.
 
         Args:
             expert_ids_NLK: as in `RoutingShape.check`, all layers.
             ids_N: integers [tokens], the id that belongs to each token, or NO_ID.
-            shuffled_ids_N: the chunk of `shuffle_ids` of the whole data's ids, for the null.
 
         Raises:
-            ValueError: as in `RoutingShape.check`, ids of another shape or out of range, or 2^31 tokens.
+            ValueError: as in `RoutingShape.check`, or ids of another shape or out of range.
         """
         expert_ids_NLK = self.shape.check(expert_ids_NLK)
-        both = [self._check_ids(ids, len(expert_ids_NLK)) for ids in (ids_N, shuffled_ids_N)]
-        num_tokens = self.num_tokens + int(np.count_nonzero(both[0] != NO_ID))
-        self._check_num_tokens(num_tokens)
-        for picks_LVE, occurrences_V, ids in zip(self._picks_2LVE, self._occurrences_2V, both, strict=True):
-            has_id_N = ids != NO_ID
-            ids_M = ids[has_id_N].astype(np.int64)
-            occurrences_V += np.bincount(ids_M, minlength=self.vocab_size)
-            for picks_VE, layer in zip(picks_LVE, self.layers, strict=True):
-                experts_MK = expert_ids_NLK[has_id_N, layer, : self.num_ranks]
-                cells_MK = ids_M[:, None] * self.shape.num_experts + experts_MK.astype(np.int64)
-                # not bincount, whose result would be as large as the whole vocabulary for every chunk
-                np.add.at(picks_VE.reshape(-1), cells_MK.reshape(-1), np.int32(1))
-        self.num_tokens = num_tokens
+        ids_N = self._check_ids(ids_N, len(expert_ids_NLK))
+        has_id_N = ids_N != NO_ID
+        ids_M = ids_N[has_id_N].astype(np.int64)
+        self._occurrences_V += np.bincount(ids_M, minlength=self.vocab_size)
+        for picks_VE, layer in zip(self._picks_LVE, self.layers, strict=True):
+            experts_MK = expert_ids_NLK[has_id_N, layer, : self.num_ranks]
+            cells_MK = ids_M[:, None] * self.shape.num_experts + experts_MK.astype(np.int64)
+            # not bincount, whose result would be as large as the whole vocabulary for every chunk
+            np.add.at(picks_VE.reshape(-1), cells_MK.reshape(-1), 1)
+        self.num_tokens += len(ids_M)
 
     def merge(self, other: VocabularyCounts) -> None:
         """Add everything that `other` has counted; `other` keeps its counts.
 
         Raises:
-            ValueError: the two count other things, or 2^31 tokens together.
+            ValueError: the two count other things.
         """
         self.shape.check_mergeable(other.shape)
         check_mergeable(self, other, "vocab_size", "num_ranks", "layers")
-        self._check_num_tokens(self.num_tokens + other.num_tokens)
-        self._occurrences_2V += other._occurrences_2V
-        self._picks_2LVE += other._picks_2LVE
+        self._occurrences_V += other._occurrences_V
+        self._picks_LVE += other._picks_LVE
         self.num_tokens += other.num_tokens
 
     def share_VE(self, layer: int) -> NDArray[np.float64]:
         """Eq. 8 of a counted MoE layer, float64 [token ids, experts]; 0 for an id that does not occur."""
-        picks_VE = self._picks_2LVE[0, self.layers.index(layer)]
-        return picks_VE / np.maximum(self._occurrences_2V[0], 1)[:, None]
+        picks_VE = self._picks_LVE[self.layers.index(layer)]
+        return picks_VE / np.maximum(self._occurrences_V, 1)[:, None]
 
     def result(
-        self, *, min_occurrences: int = _MIN_OCCURRENCES, olmoe_script: bool = False
+        self, *, min_occurrences: int = _MIN_OCCURRENCES, olmoe_script: bool = False, seed: int = 0
     ) -> VocabularySpecialisation:
         """Vocabulary specialisation over all tokens counted so far.
 
@@ -175,34 +166,26 @@ class VocabularyCounts:
             olmoe_script: take the means as scripts/run_moe_analysis.py of OLMoE does: over all ids, those that occur
                 once as 100%. With `num_ranks` above 1 it divides an id's picks of its most frequent expert by
                 floor(picks / k), which is the number of occurrences, as here. It looks at layer 7 of 16 unless told
-                otherwise, and drops the last position of each block from the next ids, as `next_token_ids` does.
+                otherwise, and drops the last position of each block from the next ids, as `with_next_ids` does.
+            seed: decides the random order behind the nulls.
 
         Raises:
-            ValueError: no token was counted, `min_occurrences` below 1, or shuffled ids that are not the same ids.
+            ValueError: no token was counted, or `min_occurrences` below 1.
         """
         check_some_tokens(self.num_tokens)
         if min_occurrences < 1:
             raise ValueError(f"min_occurrences ({min_occurrences}) must be at least 1; raise it")
-        occurrences_V, shuffled_V = self._occurrences_2V
-        if not np.array_equal(occurrences_V, shuffled_V):
-            token_id = int(np.argmax(occurrences_V != shuffled_V))
-            raise ValueError(
-                f"shuffled_ids ({shuffled_V[token_id]} of id {token_id}) must be ids ({occurrences_V[token_id]} of it) "
-                "in another order; pass every chunk of shuffle_ids of all ids"
-            )
-        in_means_V = occurrences_V >= (1 if olmoe_script else min_occurrences)
-        counts_V = occurrences_V[in_means_V]
-        most_2LV = self._picks_2LVE.max(axis=-1)[..., in_means_V]
-        macro, macro_null = (_means(sums_L, len(counts_V)) for sums_L in (most_2LV / counts_V).sum(axis=-1))
-        weighted, weighted_null = (
-            _means(sums_L, int(counts_V.sum())) for sums_L in most_2LV.sum(axis=-1, dtype=np.int64)
-        )
+        least = 1 if olmoe_script else min_occurrences
+        in_means_V = self._occurrences_V >= least
+        counts_V = self._occurrences_V[in_means_V]
+        macro, weighted = _shares(self._picks_LVE.max(axis=-1)[:, in_means_V], counts_V)
+        macro_null, weighted_null = self._null(least, seed) if self.num_ranks == 1 else (None, None)
         return VocabularySpecialisation(
             layers=self.layers,
             num_tokens=self.num_tokens,
-            num_ids=int(np.count_nonzero(occurrences_V)),
-            num_ids_once=int(np.count_nonzero(occurrences_V == 1)),
-            min_occurrences=1 if olmoe_script else min_occurrences,
+            num_ids=int(np.count_nonzero(self._occurrences_V)),
+            num_ids_once=int(np.count_nonzero(self._occurrences_V == 1)),
+            min_occurrences=least,
             num_ids_in_means=len(counts_V),
             share_null=self.num_ranks / self.shape.num_experts,
             macro_share=macro,
@@ -212,9 +195,25 @@ class VocabularyCounts:
             mean_macro_share=float(np.mean(macro)) if macro else None,
             mean_macro_share_null=float(np.mean(macro_null)) if macro_null else None,
             experts=tuple(
-                expert_vocabularies(picks_VE, occurrences_V, min_occurrences) for picks_VE in self._picks_2LVE[0]
+                expert_vocabularies(picks_VE, self._occurrences_V, min_occurrences) for picks_VE in self._picks_LVE
             ),
         )
+
+    def _null(self, least: int, seed: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """Macro and weighted shares when the ids of all tokens are put in random order.
+
+        Counts of ids and experts are then a random table with the sums of the true one. The most frequent ids come
+        first in it, in whatever order among equals, so that names of experts and ids do not matter.
+        """
+        occurrences_V = -np.sort(-self._occurrences_V[self._occurrences_V > 0])
+        num_in_means = int(np.count_nonzero(occurrences_V >= least))
+        rng = np.random.default_rng(seed)
+        most_LV = np.empty((len(self.layers), num_in_means), dtype=np.int64)
+        for picks_VE, most_V in zip(self._picks_LVE, most_LV, strict=True):
+            load_E = -np.sort(-picks_VE.sum(axis=0))
+            (table_VE,) = random_tables(occurrences_V, load_E[load_E > 0], 1, rng)
+            most_V[:] = table_VE[:num_in_means].max(axis=1)
+        return _shares(most_LV, occurrences_V[:num_in_means])
 
     def _check_ids(self, ids_N: NDArray[np.integer], num_tokens: int) -> NDArray[np.integer]:
         ids_N = check_one_per_token(ids_N, num_tokens, name="ids")
@@ -227,9 +226,15 @@ class VocabularyCounts:
             )
         return ids_N
 
-    def _check_num_tokens(self, num_tokens: int) -> None:
-        if num_tokens > _MAX_TOKENS:
-            raise ValueError(f"ids ({num_tokens} tokens) must be at most {_MAX_TOKENS}; count a sample of the data")
+
+def _shares(
+    most_LV: NDArray[np.int64], counts_V: NDArray[np.int64]
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean share of each id's most frequent expert, and that mean weighted by occurrences, of each layer."""
+    return (
+        _means((most_LV / counts_V).sum(axis=-1), len(counts_V)),
+        _means(most_LV.sum(axis=-1), int(counts_V.sum())),
+    )
 
 
 def _means(sums_L: NDArray[np.number], divisor: int) -> tuple[float, ...] | None:
@@ -237,5 +242,5 @@ def _means(sums_L: NDArray[np.number], divisor: int) -> tuple[float, ...] | None
 
 
 def _default_layers(shape: RoutingShape, vocab_size: int) -> tuple[int, ...]:
-    bytes_of_all = 2 * shape.num_layers * vocab_size * shape.num_experts * np.dtype(np.int32).itemsize
+    bytes_of_all = shape.num_layers * vocab_size * shape.num_experts * np.dtype(np.int64).itemsize
     return tuple(range(shape.num_layers)) if bytes_of_all <= _ALL_LAYERS_BYTES else ((shape.num_layers - 1) // 2,)

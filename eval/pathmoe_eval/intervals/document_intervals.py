@@ -48,16 +48,16 @@ def document_intervals(trace: RoutingTrace, counts: RoutingCounts) -> DocumentIn
     num_groups = int(group_S.max()) + 1
     if num_groups < 3:
         return None
-    paths = PathsLeftOut(counts.paths)
+    paths = None if counts.paths is None else PathsLeftOut(counts.paths)
     without: list[dict[str, float]] = []
     num_tokens: list[int] = []
     for _, pieces in groupby(_pieces(trace, group_S), key=lambda piece: piece[0]):
-        part = routing_counts(trace.header)
+        part = routing_counts(trace.header, has_paths=paths is not None)
         for _, chunk, tokens in pieces:
             part.update(chunk, tokens)
         without.append(_figures_without(part, counts, paths))
         num_tokens.append(part.load.num_tokens)
-    figures = _figures_without(routing_counts(trace.header), counts, paths)
+    figures = _figures_without(routing_counts(trace.header, has_paths=paths is not None), counts, paths)
     # Without its one group a figure may not be defined: the share of the 1000 most frequent paths of fewer.
     defined = [name for name in figures if all(name in values for values in without)]
     ends = {
@@ -93,9 +93,11 @@ def _pieces(trace: RoutingTrace, group_S: NDArray[np.int64]) -> Iterator[tuple[i
             yield int(group_N[start]), chunk, slice(start, stop)
 
 
-def _figures_without(part: RoutingCounts, counts: RoutingCounts, paths: PathsLeftOut) -> dict[str, float]:
+def _figures_without(part: RoutingCounts, counts: RoutingCounts, paths: PathsLeftOut | None) -> dict[str, float]:
     """All figures of the tokens of `counts` that are not of `part`."""
-    figures = concentration_figures(*paths.frequencies(part.paths)) | load_figures(counts.load.without(part.load))
+    figures = load_figures(counts.load.without(part.load))
+    if paths is not None and part.paths is not None:
+        figures |= concentration_figures(*paths.frequencies(part.paths))
     if counts.consistency is not None and part.consistency is not None:
         figures |= layer_figures(counts.consistency.without(part.consistency))
     if counts.scores is not None and part.scores is not None:

@@ -18,7 +18,8 @@ from pathmoe_eval.traces.trace_header import TraceHeader
 class RoutingCounts:
     """Four accumulators of the same tokens."""
 
-    paths: PathCounts
+    paths: PathCounts | None
+    """None where paths are sketched."""
     consistency: ConsistencyCounts | None
     """None for a single layer."""
     load: LoadCounts
@@ -28,7 +29,8 @@ class RoutingCounts:
     def update(self, chunk: RoutingChunk, tokens: slice) -> None:
         """Add some tokens of a chunk."""
         expert_ids_NLK = chunk.expert_ids_NLK[tokens]
-        self.paths.update(expert_ids_NLK[..., 0])
+        if self.paths is not None:
+            self.paths.update(expert_ids_NLK[..., 0])
         if self.consistency is not None:
             self.consistency.update(expert_ids_NLK)
         self.load.update(expert_ids_NLK)
@@ -37,15 +39,26 @@ class RoutingCounts:
             self.scores.update(chunk.logits_NLE[tokens], expert_ids_NLK)
 
 
-def routing_counts(header: TraceHeader) -> RoutingCounts:
+def routing_counts(header: TraceHeader, *, has_paths: bool) -> RoutingCounts:
     """Counts of no token yet, for the traces of a header."""
     layers = {"num_layers": header.num_layers, "num_experts": header.num_experts}
     shape = layers | {"num_experts_per_tok": header.num_experts_per_tok}
     several = header.num_layers > 1
-    score_function = header.provenance.get("score_function", "softmax")
     return RoutingCounts(
-        paths=PathCounts(**layers),
+        paths=PathCounts(**layers) if has_paths else None,
         consistency=ConsistencyCounts(**shape, router_of_layer=header.router_of_layer) if several else None,
         load=LoadCounts(**shape),
-        scores=RouterScoreSums(**shape, score_function=score_function) if header.has_logits else None,
+        scores=router_score_sums(header),
+    )
+
+
+def router_score_sums(header: TraceHeader) -> RouterScoreSums | None:
+    """Sums of no token yet; None without logits."""
+    if not header.has_logits:
+        return None
+    return RouterScoreSums(
+        num_layers=header.num_layers,
+        num_experts=header.num_experts,
+        num_experts_per_tok=header.num_experts_per_tok,
+        score_function=header.provenance.get("score_function", "softmax"),
     )

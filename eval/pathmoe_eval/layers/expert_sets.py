@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pathmoe_eval.routing_shape import RoutingShape
+from pathmoe_eval.routing_shape import RoutingShape, tokens_last
 
 _WORD_BITS = 64
 _BLOCK_TOKENS = 1 << 14
@@ -27,7 +27,7 @@ def set_blocks(
     """
     expert_ids_NLK = shape.check(expert_ids_NLK)
     for start in range(0, len(expert_ids_NLK), _BLOCK_TOKENS):
-        ids_KLN = np.ascontiguousarray(expert_ids_NLK[start : start + _BLOCK_TOKENS].transpose(2, 1, 0))
+        ids_KLN = tokens_last(expert_ids_NLK[start : start + _BLOCK_TOKENS].transpose(2, 1, 0))
         yield ids_KLN, set_masks(ids_KLN, shape.num_experts)
 
 

@@ -28,6 +28,7 @@ class KeyCounts:
         self._counts_P = np.empty(0, dtype=np.int64)
         self._pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
         self._num_pending = 0
+        self._is_sorted = False
 
     def add(self, keys_WN: NDArray[np.uint64], counts_N: NDArray[np.int64] | None = None) -> None:
         """Add keys uint64 [words, keys], each as often as `counts_N` says, at least 1; None adds each once."""
@@ -45,13 +46,16 @@ class KeyCounts:
             counts_N = np.concatenate([self._counts_P, *(counts for _, counts in self._pending)])
             self._pending, self._num_pending = [], 0
             self._keys_WP, self._counts_P = group(keys_WN, counts_N, self.key_bits)
+            self._is_sorted = False
         return self._keys_WP, self._counts_P
 
     def sorted_totals(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """The same with ascending keys, the first word first."""
         keys_WP, counts_P = self.totals()
-        order_P = np.lexsort(keys_WP[::-1])
-        self._keys_WP, self._counts_P = keys_WP[:, order_P], counts_P[order_P]
+        if not self._is_sorted:
+            order_P = np.lexsort(keys_WP[::-1])
+            self._keys_WP, self._counts_P = keys_WP[:, order_P], counts_P[order_P]
+            self._is_sorted = True
         return self._keys_WP, self._counts_P
 
 
@@ -96,16 +100,16 @@ def num_words(num_columns: int, num_experts: int) -> int:
 def group(
     keys_WN: NDArray[np.uint64], counts_N: NDArray[np.int64], key_bits: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Distinct keys, in an order that depends on the keys alone, and the sum of the counts of each.
+    """Distinct keys, in an order that depends on which keys these are, and the sum of the counts of each.
 
     Args:
         keys_WN: uint64 [words, tokens] from `pack`.
         counts_N: int64 [tokens], how often each occurs, at least 1.
-        key_bits: bits of a key that can be set; few of them are counted in a table.
+        key_bits: bits of a key that can be set; few of them, for so many keys, are counted in a table.
     """
     if keys_WN.shape[1] == 0:
         return keys_WN, counts_N.copy()
-    if key_bits <= _TABLE_BITS:
+    if key_bits <= _TABLE_BITS or 1 << key_bits <= keys_WN.shape[1]:
         table = np.zeros(1 << key_bits, dtype=np.int64)
         np.add.at(table, keys_WN[0].view(np.int64), counts_N)
         keys_P = np.flatnonzero(table)

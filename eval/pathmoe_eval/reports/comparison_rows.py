@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pathmoe_eval.reports.number_format import bits, count, percent
+from pathmoe_eval.reports.number_format import bits, count, percent, standard_error
 from pathmoe_eval.reports.report import facts_of
 from pathmoe_eval.reports.summary import (
     SUMMARY_OF_SECTION,
+    Ends,
     SummaryRow,
     concentration_rows,
     interval_ends,
@@ -27,6 +28,8 @@ MARK = "\N{DAGGER}"
 
 _LIKE_FOR_LIKE = ("max_length", "stride", "dtype", "data_hash")
 
+_NO_CURVE: Mapping[str, Any] = {"num_tokens": [], "entropy_bits": [], "num_paths": []}
+
 
 def comparison_rows(reports: Mapping[str, Report]) -> dict[str, list[SummaryRow | None]]:
     """Figures by name, in the order of a report's summary, for each report; None where it lacks one.
@@ -35,12 +38,14 @@ def comparison_rows(reports: Mapping[str, Report]) -> dict[str, list[SummaryRow 
         ValueError: entropies that no number of tokens makes comparable: see `shared_num_tokens`.
     """
     by_report = [rows_by_section(report["sections"]) for report in reports.values()]
-    concentrations = sections_of(reports, "concentration")
+    concentrations = concentrations_of(reports)
     if concentrations:
         shared = shared_num_tokens(concentrations)
-        for rows, report in zip(by_report, reports.values(), strict=True):
-            if "concentration" in rows:
-                rows["concentration"] = _concentration_rows(report["sections"], shared)
+        for rows, (name, report) in zip(by_report, reports.items(), strict=True):
+            rows.pop("sketch", None)  # whose figures stand where the exact ones do
+            if name in concentrations:
+                ends = interval_ends(report["sections"])
+                rows["concentration"] = _concentration_rows(concentrations[name], ends, shared)
     # Companions lead where they lead in one of the reports.
     places = sorted(range(len(by_report)), key=lambda place: not _leads_with_companions(list(reports.values())[place]))
     names = [
@@ -57,19 +62,21 @@ def _leads_with_companions(report: Report) -> bool:
     return consistency is not None and consistency["leads_with"] == "companions"
 
 
-def _concentration_rows(sections: Mapping[str, Any], num_tokens: int) -> list[SummaryRow]:
+def _concentration_rows(section: Mapping[str, Any], ends: Ends, num_tokens: int) -> list[SummaryRow]:
     """At some tokens; with intervals where these are all that were counted, since intervals are of those."""
-    section = sections["concentration"]
     entropy_bits, num_paths = _points(section)[num_tokens]
     intervals = {}
-    if num_tokens == section["whole"]["entropy"]["num_tokens"]:
-        intervals = {row.name: row.interval for row in concentration_rows(section, interval_ends(sections))}
+    if num_tokens == section["whole"]["entropy"]["num_tokens"] and "rarefaction" in section["whole"]:
+        intervals = {row.name: row.interval for row in concentration_rows(section, ends)}
     ceiling_bits = math.log2(num_tokens)
     share = percent(entropy_bits / ceiling_bits if ceiling_bits else None)
+    entropy = section["whole"]["entropy"]
+    bits_error = standard_error(entropy.get("entropy_standard_error_bits"))
+    paths_error = standard_error(entropy.get("num_paths_standard_error"))
     values = {
-        "Path entropy H, bits": (bits(entropy_bits), f"{share} of the ceiling, {bits(ceiling_bits)}"),
+        "Path entropy H, bits": (bits(entropy_bits), f"{share} of the ceiling, {bits(ceiling_bits)}{bits_error}"),
         "Effective paths, 2^H": (count(2**entropy_bits), f"at most {num_tokens:,}"),
-        "Distinct paths": (count(num_paths), f"at most {num_tokens:,}"),
+        "Distinct paths": (count(num_paths), f"at most {num_tokens:,}{paths_error}"),
     }
     return [
         SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens, intervals.get(name, ""))
@@ -106,11 +113,16 @@ def comparison_notes(reports: Mapping[str, Report]) -> list[str]:
     if len({(run["data"], run["num_tokens"]) for run in runs.values()}) > 1:
         read = "; ".join(f"{name}: {run['num_tokens']:,} tokens of {run['data']}" for name, run in runs.items())
         notes.append(f"The reports are of different texts, and perplexity compares on one text only. {read}.")
-    concentrations = sections_of(reports, "concentration")
+    concentrations = concentrations_of(reports)
     if len({section["whole"]["entropy"]["num_tokens"] for section in concentrations.values()}) > 1:
         notes.append(
             f"Paths were counted over different numbers of tokens; entropies and paths are those of random subsamples "
             f"of {shared_num_tokens(concentrations):,} tokens, in expectation (rarefaction, exact)."
+        )
+    sketched = [name for name, section in concentrations.items() if "rarefaction" not in section["whole"]]
+    if sketched:
+        notes.append(
+            f"Paths of {', '.join(sketched)} were counted in fixed memory; their standard errors stand beside them."
         )
     naming = [name for name, report in reports.items() if _leads_with_companions(report)]
     if naming:
@@ -127,8 +139,10 @@ def shared_num_tokens(concentrations: Mapping[str, Mapping[str, Any]]) -> int:
     It must be at least half of the tokens of the smallest report: a curve over the powers of two always has such a
     point, and less would leave most of what was counted out (our choice).
 
+    A sketch knows the entropy of its own tokens alone.
+
     Args:
-        concentrations: name of each report and its section `concentration`.
+        concentrations: as `concentrations_of` gives them.
 
     Raises:
         ValueError: there is none.
@@ -146,10 +160,16 @@ def shared_num_tokens(concentrations: Mapping[str, Mapping[str, Any]]) -> int:
     return best
 
 
+def concentrations_of(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """The sections on concentration of those reports that have one: exact ones, else sketches."""
+    found = sections_of(reports, "sketch") | sections_of(reports, "concentration")
+    return {name: found[name] for name in reports if name in found}
+
+
 def _points(section: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
     """Entropy in bits and distinct paths of whole paths, by numbers of tokens."""
     whole = section["whole"]
-    curve, entropy = whole["rarefaction"], whole["entropy"]
+    curve, entropy = whole.get("rarefaction", _NO_CURVE), whole["entropy"]
     of_curve = zip(curve["entropy_bits"], curve["num_paths"], strict=True)
     points = dict(zip(curve["num_tokens"], of_curve, strict=True))
     return points | {entropy["num_tokens"]: (entropy["entropy_bits"], entropy["num_paths"])}

@@ -36,6 +36,13 @@ def interval(ends: list[float] | tuple[float, float] | None) -> str:
     return UNDEFINED if ends is None else f"{ratio(ends[0])} to {ratio(ends[1])}"
 
 
+def standard_error(value: float | None) -> str:
+    """What follows the bound of an estimate: `; standard error 0.00046`; nothing where there is none."""
+    if value is None:
+        return ""
+    return f"; standard error {count(value) if value >= 10 else format(value, '.2g')}"
+
+
 def layers(first: int, num_layers: int) -> str:
     """Names of consecutive layers, counted from 0: `layer 3`, `layers 4 to 7`."""
     last = first + num_layers - 1

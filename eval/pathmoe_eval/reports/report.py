@@ -14,6 +14,7 @@ from pathmoe_eval.reports.number_format import count
 from pathmoe_eval.reports.page import Cell, Chapter, Table, Words, page_html
 from pathmoe_eval.reports.path_chapters import concentration_chapter, flow_chapter, separation_chapter, tokens_chapter
 from pathmoe_eval.reports.score_chapters import perplexity_chapter, perturbation_chapter
+from pathmoe_eval.reports.sketch_chapter import sketch_chapter
 from pathmoe_eval.reports.specialisation_chapters import (
     coactivation_chapter,
     domains_chapter,
@@ -147,6 +148,7 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
     chapters: dict[str, Callable[[Any], Sequence[Chapter]]] = {
         "perplexity": lambda section: [perplexity_chapter(section)],
         "concentration": lambda section: [concentration_chapter(section)],
+        "sketch": lambda section: [sketch_chapter(section)],
         "consistency": lambda section: consistency_chapters(section, routers),
         "flow": lambda section: [flow_chapter(section, routers)],
         "path_tokens": lambda section: [tokens_chapter(section)],

@@ -73,7 +73,8 @@ def saturation_chapter(section: Section) -> Chapter:
 
 def domains_chapter(section: Section) -> Chapter:
     """Of `DomainSpecialisation` as a dict."""
-    tokens = section["num_tokens"]
+    tokens, documents = section["num_tokens"], section["num_documents"]
+    grouped = "" if section["num_groups"] == documents else f" in {section['num_groups']:,} groups"
     rows = [
         [domain["domain"], count(domain["num_documents"]), count(domain["num_tokens"])] for domain in section["domains"]
     ]
@@ -85,7 +86,7 @@ def domains_chapter(section: Section) -> Chapter:
                 title="What an expert tells of the domain",
                 figure=bits_figure(section["information_bits"], section["information_bits_null"]),
                 reading="Mutual information of a pick's domain and its expert, in bits; chance is the mean when "
-                f"{section['num_documents']:,} documents exchange their domains.",
+                f"{documents:,} documents{grouped} exchange their domains.",
                 num_tokens=tokens,
             ),
             Table(title="Domains", head=["domain", "documents", "tokens"], rows=rows, is_wide=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pathmoe_eval.reports.number_format import bits, count, percent, ratio
+from pathmoe_eval.reports.number_format import bits, count, percent, ratio, standard_error
 
 Section = Mapping[str, Any]
 Ends = Mapping[str, Sequence[float]]
@@ -38,9 +38,12 @@ def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
 
 
 def rows_by_section(sections: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
-    """Rows of each section that is there."""
+    """Rows of each section that is there; a sketch of paths has none beside exact counts."""
     ends = interval_ends(sections)
-    return {name: rows(sections[name], ends) for name, rows in SUMMARY_OF_SECTION.items() if name in sections}
+    names = [name for name in SUMMARY_OF_SECTION if name in sections]
+    if "concentration" in names and "sketch" in names:
+        names.remove("sketch")
+    return {name: SUMMARY_OF_SECTION[name](sections[name], ends) for name in names}
 
 
 def interval_ends(sections: Mapping[str, Any]) -> Ends:
@@ -86,6 +89,22 @@ def concentration_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         SummaryRow("Effective paths, 2^H", effective, at_most, tokens, between(of_paths, count)),
         SummaryRow("Distinct paths", count(entropy["num_paths"]), at_most, tokens, between(of_distinct, count)),
         SummaryRow("H of independent layers, bits", bits(null), "same loads, unlimited data", tokens),
+    ]
+
+
+def sketch_rows(section: Section, ends: Ends) -> list[SummaryRow]:
+    """Of the whole paths of `SketchedPaths` as a dict."""
+    whole = section["whole"]
+    entropy, tokens = whole["entropy"], whole["entropy"]["num_tokens"]
+    of_ceiling = f"{percent(whole['share_of_ceiling'])} of the ceiling, {bits(whole['ceiling_bits'])}"
+    bits_error = standard_error(entropy["entropy_standard_error_bits"])
+    paths_error = standard_error(entropy["num_paths_standard_error"])
+    null = bits(whole["entropy_bits_null"])
+    return [
+        SummaryRow("Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling + bits_error, tokens),
+        SummaryRow("Effective paths, 2^H", count(entropy["effective_paths"]), f"at most {tokens:,}", tokens),
+        SummaryRow("Distinct paths", count(entropy["num_paths"]), f"at most {tokens:,}{paths_error}", tokens),
+        SummaryRow("H of independent layers, bits", null, "same loads, unlimited data", tokens),
     ]
 
 
@@ -254,6 +273,7 @@ def mean(values: Sequence[float]) -> float:
 SUMMARY_OF_SECTION: dict[str, Callable[[Any, Ends], list[SummaryRow]]] = {
     "perplexity": perplexity_rows,
     "concentration": concentration_rows,
+    "sketch": sketch_rows,
     "consistency": consistency_rows,
     "load": load_rows,
     "router_scores": router_rows,

@@ -51,9 +51,9 @@ def test_observed_equals_brute_force(pairs):
         ([3, 3, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2]),
     ],
 )
-@pytest.mark.parametrize("large", [2, 4, 1 << 12])
+@pytest.mark.parametrize("large", [0, 1, 1 << 12])
 def test_the_null_is_that_of_all_permutations(paths, labels, large, monkeypatch):
-    # both ways to draw a path: by its counts, from `large` tokens on, and label by label in pieces of a few tokens
+    # both ways to draw a path: by its counts, from `large` tokens a class on, and label by label, in pieces
     monkeypatch.setattr("pathmoe_eval.classes.label_permutations._LARGE_PATH", large)
     monkeypatch.setattr("pathmoe_eval.classes.label_permutations._LABELS_AT_ONCE", 3)
     everything = np.array([brute_force(paths, permuted) for permuted in permutations(labels)])
@@ -67,7 +67,7 @@ def test_the_null_is_that_of_all_permutations(paths, labels, large, monkeypatch)
 
 
 def test_every_permuted_table_keeps_both_margins(monkeypatch):
-    monkeypatch.setattr("pathmoe_eval.classes.label_permutations._LARGE_PATH", 50)
+    monkeypatch.setattr("pathmoe_eval.classes.label_permutations._LARGE_PATH", 7)
     monkeypatch.setattr("pathmoe_eval.classes.label_permutations._LABELS_AT_ONCE", 64)
     rng = np.random.default_rng(0)
     paths, labels = (rng.integers(0, 40, 500) * rng.integers(0, 2, 500)).tolist(), rng.integers(0, 3, 500).tolist()
@@ -106,10 +106,26 @@ def test_the_seed_decides():
     assert first == again != other
 
 
-def test_more_tokens_than_can_be_drawn():
-    counts = PathClassCounts(num_layers=1, num_experts=2)
-    counts.update(np.array([[0], [1]]), np.array([0, 1]))
-    for _ in range(29):
+@pytest.mark.parametrize("at_once", [5, 6, 100])
+def test_groups_of_paths_that_are_drawn_on_their_own_are_those_of_all_permutations(at_once, monkeypatch):
+    monkeypatch.setattr("pathmoe_eval.classes.label_permutations._MAX_TOKENS", at_once)
+    paths, labels = [0, 0, 0, 0, 0, 1, 1, 1, 2], [0, 0, 1, 1, 1, 0, 2, 2, 0]
+    distinct = {tuple(order) for order in permutations(labels)}
+    everything = np.array([brute_force(paths, permuted) for permuted in distinct])
+    results = against_permutations(table_of(paths, labels), num_permutations=3000, seed=4)
+    for result, values in zip(results, everything.T, strict=True):
+        assert abs(result.null_mean - values.mean()) < 4 * values.std() / 3000**0.5
+        assert result.null_std == pytest.approx(values.std(), rel=0.1)
+
+
+def test_billions_of_tokens():
+    counts = PathClassCounts(num_layers=1, num_experts=4)
+    counts.update(np.array([[0], [1], [2], [2], [3]]), np.array([0, 1, 0, 1, 2]))
+    for _ in range(30):
         counts.merge(counts)
-    with pytest.raises(ValueError, match=r"path_ids \(1073741824 tokens\) must be fewer than 1000000000 to permute"):
-        against_permutations(counts.table(), num_permutations=2, seed=0)
+    information, purity = against_permutations(counts.table(), num_permutations=4, seed=0)
+    assert information.observed == pytest.approx(brute_force([0, 1, 2, 2, 3], [0, 1, 0, 1, 2])[0])
+    assert purity.observed == 0.8
+    # as many bits as (paths - 1) (classes - 1) degrees of freedom give independent draws: 6 / (2 N ln 2)
+    assert 0 < information.null_mean < 100 / 2**30
+    assert purity.null_mean == pytest.approx(0.4, abs=1e-4)

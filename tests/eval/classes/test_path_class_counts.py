@@ -94,6 +94,15 @@ def test_many_compactions_equal_one_pass(monkeypatch):
 
 
 @given(cases(), st.data())
+def test_parts_of_paths_are_those_of_the_tokens(case, data):
+    num_experts, path_ids_NL, class_ids_N = case
+    first = data.draw(st.integers(0, path_ids_NL.shape[1] - 1))
+    stop = data.draw(st.integers(first + 1, path_ids_NL.shape[1]))
+    part = counted(num_experts, path_ids_NL, class_ids_N).between(first, stop)
+    assert same(part.table(), counted(num_experts, path_ids_NL[:, first:stop], class_ids_N).table())
+
+
+@given(cases(), st.data())
 def test_selected_paths_keep_their_counts(case, data):
     table = counted(*case).table()
     keep_P = data.draw(hnp.arrays(np.bool_, len(table.starts_P)))

@@ -116,6 +116,38 @@ def test_the_null_is_that_of_all_permutations_of_documents():
             assert possible.min() - 1e-12 <= low <= np.median(possible) <= high <= possible.max() + 1e-12
 
 
+@given(corpora(), st.integers(1, 9))
+def test_groups_of_documents_change_nothing_but_the_nulls(case, max_groups):
+    what, ids_NLK, document_N = case
+    alone = counted(what, (ids_NLK, document_N)).result()
+    counts = counted(what | {"max_groups": max_groups}, (ids_NLK, document_N))
+    assert counts.num_groups == max(1, max_groups // len(what["domains"])) * len(what["domains"])
+    grouped = counts.result()
+    assert alone.num_groups == alone.num_documents == grouped.num_documents
+    assert len(what["domains"]) <= grouped.num_groups <= min(counts.num_groups, alone.num_documents)
+    assert (grouped.num_tokens, grouped.information_bits) == (alone.num_tokens, alone.information_bits)
+    for ours, theirs in zip(grouped.domains, alone.domains, strict=True):
+        assert (ours.share, ours.num_documents, ours.num_tokens) == (
+            theirs.share, theirs.num_documents, theirs.num_tokens,
+        )  # fmt: skip
+
+
+def test_the_null_of_many_groups_is_as_wide_as_that_of_documents():
+    rng = np.random.default_rng(6)
+    domain_S = rng.integers(0, 2, 800)
+    ids_NLK = np.repeat(rng.integers(0, 4, 800), 3)[:, None, None]
+    documents_N = np.repeat(np.arange(800), 3)
+    what = {"num_layers": 1, "num_experts": 4, "num_experts_per_tok": 1, "domains": ["a", "b"]}
+    widths = []
+    for max_groups in (None, 200):
+        result = counted(
+            what | {"domain_of_document_S": domain_S, "max_groups": max_groups}, (ids_NLK, documents_N)
+        ).result()
+        one = result.domains[0]
+        widths.append(np.subtract(one.share_null_permuted_high[0], one.share_null_permuted_low[0]).mean())
+    assert widths[1] == pytest.approx(widths[0], rel=0.25)
+
+
 def test_domains_with_experts_of_their_own():
     domain_S = np.arange(40) % 2
     document_N = np.repeat(np.arange(40), 5)

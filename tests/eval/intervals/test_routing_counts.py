@@ -28,7 +28,7 @@ def test_slices_add_up_to_all_tokens() -> None:
     chunk = RoutingChunk(
         expert_ids_NLK=ids_NLK, token_ids_N=np.zeros(40, dtype=int), starts_S1=np.array([0, 40]), logits_NLE=logits_NLE
     )
-    counts = routing_counts(HEADER)
+    counts = routing_counts(HEADER, has_paths=True)
     for tokens in (slice(0, 7), slice(7, 33), slice(33, 40)):
         counts.update(chunk, tokens)
     load = LoadCounts(**SHAPE)
@@ -37,7 +37,7 @@ def test_slices_add_up_to_all_tokens() -> None:
     consistency.update(ids_NLK)
     scores = RouterScoreSums(**SHAPE, score_function="sigmoid")
     scores.update(logits_NLE, ids_NLK)
-    assert counts.paths.result() == path_entropy(ids_NLK[..., 0])
+    assert counts.paths is not None and counts.paths.result() == path_entropy(ids_NLK[..., 0])
     assert counts.load.result() == load.result()
     assert counts.consistency is not None and counts.consistency.result() == consistency.result()
     assert counts.scores is not None
@@ -48,5 +48,5 @@ def test_what_a_trace_cannot_tell_is_not_counted(tmp_path: Path) -> None:
     single = dataclasses.replace(
         HEADER, num_layers=1, layer_names=("a",), router_of_layer=(0,), has_logits=False, provenance={}
     )
-    counts = routing_counts(single)
-    assert counts.consistency is None and counts.scores is None
+    counts = routing_counts(single, has_paths=False)
+    assert counts.consistency is None and counts.scores is None and counts.paths is None

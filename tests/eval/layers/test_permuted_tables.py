@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pathmoe_eval.layers import permuted_tables as module
-from pathmoe_eval.layers.permuted_tables import permuted_tables
+from pathmoe_eval.layers.permuted_tables import permuted_tables, random_tables
 
 TABLES = hnp.arrays(np.int64, (4, 4), elements=st.integers(0, 50)).filter(np.any)
 
@@ -57,6 +57,19 @@ def test_millions_of_tokens_vary_as_they_should():
     deviation = (expected * (1 - 1 / 16) ** 2) ** 0.5
     assert tables_RAB.mean() == expected
     assert tables_RAB.std() == pytest.approx(deviation, rel=0.05)
+
+
+def test_more_tokens_than_scipy_serves_vary_as_they_should(monkeypatch):
+    load_A, load_B = np.array([3000, 1500, 400, 100]), np.array([2500, 1500, 1000])
+    expected_AB = np.outer(load_A, load_B) / 5000
+    deviation_AB = np.sqrt(expected_AB * np.outer(1 - load_A / 5000, 1 - load_B / 5000) * 5000 / 4999)
+    for scale, limit in ((1, 1600), (10**6, 1 << 31)):
+        monkeypatch.setattr(module, "_MAX_TOKENS", limit)
+        tables_RAB = random_tables(load_A * scale, load_B * scale, 1000, np.random.default_rng(5))
+        assert (tables_RAB.sum(axis=2) == load_A * scale).all()
+        assert (tables_RAB.sum(axis=1) == load_B * scale).all()
+        assert abs(tables_RAB.mean(axis=0) / scale - expected_AB).max() < 5 * deviation_AB.max() / (1000 * scale) ** 0.5
+        assert tables_RAB.std(axis=0) / scale**0.5 == pytest.approx(deviation_AB, rel=0.12)
 
 
 def test_seeds_differ_and_repeat():

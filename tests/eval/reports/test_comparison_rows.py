@@ -13,6 +13,7 @@ from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.reports.comparison_rows import (
     comparison_notes,
     comparison_rows,
+    concentrations_of,
     is_of_unlike_samples,
     sections_of,
     shared_num_tokens,
@@ -166,3 +167,26 @@ def test_a_section_that_is_not_everywhere_stands_where_it_is(make_report) -> Non
     first, second = comparison_rows(reports)["Distinct paths, at 300 tokens"]
     assert first is not None
     assert second is None
+
+
+def test_a_sketch_compares_at_its_own_tokens_only(make_report) -> None:
+    reports = {"sketch": make_report(sketch=True), "exact": make_report(seed=1)}
+    rows = comparison_rows(reports)
+    first, second = rows["Path entropy H, bits, at 300 tokens"]
+    assert first.value == bits(reports["sketch"]["sections"]["sketch"]["whole"]["entropy"]["entropy_bits"])
+    assert first.beside.endswith("; standard error 0") and "error" not in second.beside
+    assert len({name for name in rows if name.startswith("Path entropy")}) == 1
+    assert "Paths of sketch were counted in fixed memory; their standard errors stand beside them." in (
+        comparison_notes(reports)
+    )
+    with pytest.raises(ValueError, match=r"evaluate all of them with --max_tokens 300") as refusal:
+        comparison_rows(reports | {"exact": make_report(num_tokens=500)})
+    assert "300 tokens of sketch, 500 tokens of exact" in str(refusal.value)
+
+
+def test_exact_counts_come_before_a_sketch_of_the_same_report(make_report) -> None:
+    both, other = make_report(), make_report(seed=1)
+    both["sections"]["sketch"] = make_report(sketch=True)["sections"]["sketch"]
+    reports = {"both": both, "other": other}
+    assert comparison_rows(reports) == comparison_rows({"both": make_report(), "other": other})
+    assert concentrations_of(reports)["both"] == both["sections"]["concentration"]

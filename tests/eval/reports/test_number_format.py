@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, interval, layers, percent, ratio
+from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, interval, layers, percent, ratio, standard_error
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,10 @@ from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, interval,
         (ratio(3.2e9), "3.2e+09"),
         (interval([1.5, 2000.0]), "1.500 to 2,000"),
         (interval((1.5, 2.0)), "1.500 to 2.000"),
+        (standard_error(None), ""),
+        (standard_error(0.000456), "; standard error 0.00046"),
+        (standard_error(0.0), "; standard error 0"),
+        (standard_error(8765.4), "; standard error 8,765"),
         (layers(3, 1), "layer 3"),
         (layers(4, 4), "layers 4 to 7"),
     ],

@@ -83,7 +83,20 @@ def test_only_sections_that_are_there_have_rows(make_report) -> None:
     sections = make_report()["sections"]
     assert summary_rows({}) == []
     assert list(rows_by_section({"flow": [], "load": sections["load"]})) == ["load"]
-    assert list(rows_by_section(sections)) == list(SUMMARY_OF_SECTION)
+    assert list(rows_by_section(sections)) == [name for name in SUMMARY_OF_SECTION if name != "sketch"]
+
+
+def test_sketched_paths_stand_with_their_standard_errors_unless_exact_ones_are_there(make_report) -> None:
+    exact, sections = make_report()["sections"], make_report(sketch=True)["sections"]
+    assert "Classes told by paths, above chance" not in named(sections)
+    # so few paths are counted exactly in a sketch, too
+    wanted = named({"concentration": exact["concentration"]})
+    del wanted["H of unlimited data, bits"]
+    found = named({"sketch": sections["sketch"]})
+    assert {name: row[0] for name, row in found.items()} == {name: row[0] for name, row in wanted.items()}
+    assert found["Distinct paths"][1:] == ("at most 300; standard error 0", 300)
+    assert found["Path entropy H, bits"][1].endswith("; standard error 0")
+    assert rows_by_section(exact | {"sketch": sections["sketch"]}) == rows_by_section(exact)
 
 
 def test_what_is_not_defined_is_said(make_report) -> None:
