@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pathmoe_eval.generation.decoder import Decoder
 from pathmoe_eval.generation.growing_tree import GrowingTree
 from pathmoe_eval.generation.row_caches import select_rows
-from pathmoe_eval.generation.search import SearchedTree
+from pathmoe_eval.generation.search import SearchedTree, check_prompt
 from pathmoe_eval.generation.tree import CUT, END_OF_SEQUENCE, GOES_ON, NOT_SEARCHED
 
 
@@ -32,11 +32,11 @@ def beam_search(
     eos_ids: frozenset[int],
     vocab_size: int,
 ) -> SearchedTree:
-    """The `num_beams` likeliest completions that a beam of as many sequences finds.
+    """The likeliest completions that a beam of `num_beams` sequences finds.
 
-    Each step keeps the likeliest continuations that do not end; those that end, among the 2 `num_beams` likeliest, are
-    completions. It stops when it has `num_beams` of them that no beam can beat, since probabilities only fall. There is
-    no length penalty (our choice).
+    Each step keeps the `num_beams` likeliest continuations that do not end; those that end, if they are among the
+    `num_beams` likeliest of all, are completions, as in transformers. It stops when it has `num_beams` of them that no
+    beam can beat, since probabilities only fall. There is no length penalty (our choice).
 
     Args:
         decoder: in use.
@@ -47,20 +47,24 @@ def beam_search(
         vocab_size: ids are below it.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, a prompt that is empty or not of the vocabulary.
     """
+    check_prompt(prompt_ids, vocab_size)
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"--{name} ({value}) must be at least 1; raise it")
+    num_before = decoder.num_forwarded
     decoded = decoder.prefill(prompt_ids)
     tree = GrowingTree(prompt_ids, decoded.expert_ids)
     cache, log_RV = decoded.cache, decoded.log_probability_RV
     beams, completed = [_Beam(0.0, tree.prompt_length - 1)], list[float]()
     for length in range(1, max_new_tokens + 1):
         kept: list[tuple[int, int, _Beam]] = []
-        for row, token, total in _likeliest(beams, log_RV, 2 * num_beams):
+        # As many as leave enough where every beam's end is among them.
+        likeliest = _likeliest(beams, log_RV, (1 + len(eos_ids)) * num_beams)
+        for rank, (row, token, total) in enumerate(likeliest):
             is_end = token in eos_ids
-            if is_end or len(kept) < num_beams:
+            if rank < num_beams if is_end else len(kept) < num_beams:
                 node = tree.add(beams[row].node, token, float(log_RV[row, token]))
                 tree.set_end(beams[row].node, GOES_ON)
                 tree.set_end(node, END_OF_SEQUENCE if is_end else NOT_SEARCHED)
@@ -80,7 +84,7 @@ def beam_search(
             tree.set_routing(beam.node, expert_ids_LK)
             if length == max_new_tokens:
                 tree.set_end(beam.node, CUT)
-    return SearchedTree(tree.finished(decoder.recorder.num_experts, vocab_size), decoder.num_forwarded, 0)
+    return SearchedTree(tree.finished(decoder.recorder.num_experts, vocab_size), decoder.num_forwarded - num_before, 0)
 
 
 def _likeliest(beams: Sequence[_Beam], log_RV: NDArray[np.float64], number: int) -> Iterator[tuple[int, int, float]]:

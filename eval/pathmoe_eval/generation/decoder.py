@@ -29,8 +29,8 @@ class Decoded(NamedTuple):
 class Decoder:
     """A model that goes on from where sequences are. Use inside of `with`, which records routing.
 
-    Rows of one step are sequences of equal length. What shares a forward changes the last bits of logits, so that a near
-    tie may fall otherwise in batches of another size; nothing else does.
+    Rows of one step are sequences of equal length. What shares a forward changes the last bits of logits, so that a
+    near tie may fall otherwise in batches of another size; nothing else does.
 
     Attributes:
         num_forwarded: tokens that were fed so far.
@@ -56,11 +56,19 @@ class Decoder:
         self.recorder.__exit__(*error)
 
     def prefill(self, token_ids: Sequence[int]) -> Decoded:
-        """Read a prefix of at least one token."""
+        """Read a prefix of at least one token.
+
+        Raises:
+            ValueError: the model gives a score that is not a number.
+        """
         return self._forward(torch.tensor([list(token_ids)]), None)
 
     def step(self, cache: Cache, token_ids: Sequence[int]) -> Decoded:
-        """Feed one token to each row; the cache is written to and given back."""
+        """Feed one token to each row; the cache is written to and given back.
+
+        Raises:
+            ValueError: the model gives a score that is not a number.
+        """
         return self._forward(torch.tensor(token_ids)[:, None], cache)
 
     @torch.inference_mode()
@@ -70,5 +78,10 @@ class Decoder:
         )
         self.num_forwarded += input_ids_RS.numel()
         self.num_steps += 1
-        log_RV = output.logits[:, -1].double().log_softmax(dim=-1)
-        return Decoded(log_RV.cpu().numpy(), self.recorder.take().expert_ids_NLK, output.past_key_values)
+        log_RV = output.logits[:, -1].double().log_softmax(dim=-1).cpu().numpy()
+        routing = self.recorder.take()
+        if np.isnan(log_RV).any():
+            raise ValueError(
+                "--model (logits that are NaN) must give numbers; check its weights, or try --dtype float32"
+            )
+        return Decoded(log_RV, routing.expert_ids_NLK, output.past_key_values)

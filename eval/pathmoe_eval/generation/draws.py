@@ -29,8 +29,9 @@ def draw_tokens(
     if temperature > 0:
         # The numbers of entries go in front, so that no key is the beginning of another.
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(len(place), *place)))
-        keys_V = keys_V / temperature + generator.gumbel(size=len(keys_V))
-    order = np.argsort(-keys_V, kind="stable")[:number]
+        # The highest becomes 0, which no temperature makes infinite.
+        keys_V = (keys_V - keys_V.max()) / temperature + generator.gumbel(size=len(keys_V))
+    order = [keys_V.argmax()] if number == 1 else np.argsort(-keys_V, kind="stable")[:number]
     return [int(token) for token in order if np.isfinite(log_probability_V[token])]
 
 

@@ -17,10 +17,11 @@ def select_rows(cache: Cache, rows: Sequence[int]) -> Cache:
     """A cache of some rows, in this order and as often as they are named; the tensors are copies.
 
     Args:
-        cache: of sequences of equal length; keys and values, states of linear attention, sliding windows.
+        cache: as forwards without a cache make it, of sequences of equal length: keys and values, those of windows,
+            states of linear attention.
         rows: numbers of rows.
     """
-    return _combined([cache], lambda tensors: tensors[0][torch.tensor(rows, device=tensors[0].device)])
+    return _combined([cache], lambda tensors, axis: _selected(tensors[0], rows, axis))
 
 
 def join_rows(caches: Sequence[Cache]) -> Cache:
@@ -32,26 +33,35 @@ def join_rows(caches: Sequence[Cache]) -> Cache:
     return _combined(caches, torch.cat)
 
 
-def _combined(caches: Sequence[Cache], combine: Callable[[list[Tensor]], Tensor]) -> Cache:
+Combine = Callable[[list[Tensor], int], Tensor]
+"""From tensors of the same place in several caches, and the axis of their rows, to one."""
+
+_ROW_AXIS = {"indexer_position_ids": 1}
+"""By the names of what transformers keeps with the rows on another axis than the first."""
+
+
+def _selected(tensor: Tensor, rows: Sequence[int], axis: int) -> Tensor:
+    return tensor.index_select(axis, torch.tensor(rows, device=tensor.device))
+
+
+def _combined(caches: Sequence[Cache], combine: Combine) -> Cache:
     joined = copy.copy(caches[0])
     joined.layers = [_layer(layers, combine) for layers in zip(*(cache.layers for cache in caches), strict=True)]
     return joined
 
 
-def _layer(layers: Sequence[Any], combine: Callable[[list[Tensor]], Tensor]) -> Any:
+def _layer(layers: Sequence[Any], combine: Combine) -> Any:
     # What is no tensor, such as a window's length, is the same in all rows.
     layer = copy.copy(layers[0])
     for name in vars(layer):
-        setattr(layer, name, _value([getattr(of_cache, name) for of_cache in layers], combine))
+        setattr(layer, name, _value([getattr(of_cache, name) for of_cache in layers], combine, _ROW_AXIS.get(name, 0)))
     return layer
 
 
-def _value(values: list[Any], combine: Callable[[list[Tensor]], Tensor]) -> Any:
+def _value(values: list[Any], combine: Combine, axis: int) -> Any:
     first = values[0]
     if isinstance(first, Tensor):
-        return combine(values) if first.ndim else first
-    if isinstance(first, list):
-        return [_value(list(of_place), combine) for of_place in zip(*values, strict=True)]
+        return combine(values, axis) if first.numel() and first.ndim else first
     if isinstance(first, dict):
-        return {key: _value([value[key] for value in values], combine) for key in first}
+        return {key: _value([value[key] for value in values], combine, axis) for key in first}
     return first

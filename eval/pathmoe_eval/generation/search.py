@@ -1,8 +1,8 @@
 """Tree search from a shared prefix: it forks where the next token is open, in breadth, depth or best-first order.
 
-The tree is that of a search that decodes one segment at a time, in the order of the search. Segments of the same depth
-that come soon in that order are decoded together with the first; what a limit then leaves out is dropped and counted.
-So the batch size changes the time, not the tree.
+The tree is that of a search that decodes one segment at a time, in the order of the search. Segments that come soon in
+that order are decoded together with the first; what a limit then leaves out is dropped, and its tokens are counted. So
+the batch size changes the time, not the tree.
 """
 
 # Shapes: P tokens of the prompt, L MoE layers, K experts per token, V vocabulary.
@@ -14,18 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 from transformers import Cache
 
-from pathmoe_eval.generation.decoder import Decoder
+from pathmoe_eval.generation.decoder import Decoded, Decoder
 from pathmoe_eval.generation.draws import draw_tokens
 from pathmoe_eval.generation.growing_tree import GrowingTree
 from pathmoe_eval.generation.journal import Journal
 from pathmoe_eval.generation.segments import Place, Row, Sampling, Segment, advance, append, decode_segments
-from pathmoe_eval.generation.tree import END_OF_SEQUENCE, GenerationTree
+from pathmoe_eval.generation.tree import END_OF_SEQUENCE, GOES_ON, GenerationTree
+from pathmoe_eval.id_range import check_id_range
 
 Order = Literal["breadth", "depth", "best"]
 
-_LOOK_AHEAD = 4  # batches of segments in the order of the search, from which those of one depth are taken (our choice)
+_LOOK_AHEAD = 4  # segments decoded together for each row of a batch, since few begin at one depth (our choice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,9 @@ class SearchedTree(NamedTuple):
 
     tree: GenerationTree
     num_forwarded: int
-    """Tokens that were fed to the model, those of dropped segments and of prefixes that were read again included."""
+    """Tokens that this process fed to the model, those of dropped segments and of `num_read_again` included."""
     num_read_again: int
-    """Tokens of prefixes that an interrupted search had to read again."""
+    """Tokens of prefixes that had to be read again, since an interrupted process had their caches."""
 
 
 def tree_search(
@@ -95,13 +97,36 @@ def tree_search(
         journal: segments that an interrupted search has decoded already, and where new ones are written.
         num_samples: sequences that are drawn from the prompt's end independently of each other, with replacement:
             best-of-N sampling, if `sampling.max_mass` is 0; with 0 the search begins as one sequence.
+
+    Raises:
+        ValueError: a number that is too low, a prompt that is empty or not of the vocabulary.
     """
-    search = _Search(decoder, prompt_ids, sampling, limits, eos_ids, batch_size, journal or Journal(None))
-    search.begin(num_samples)
+    check_prompt(prompt_ids, vocab_size)
+    for name, value, least in (("batch_size", batch_size, 1), ("num_samples", num_samples, 0)):
+        if value < least:
+            raise ValueError(f"--{name} ({value}) must be at least {least}; raise it")
+    num_before = decoder.num_forwarded
+    decoded = decoder.prefill(prompt_ids)
+    tree = GrowingTree(prompt_ids, decoded.expert_ids)
+    search = _Search(decoder, tree, sampling, limits, eos_ids, batch_size, journal or Journal(None))
+    search.begin(decoded, num_samples)
     while search.pending and search.num_completions < limits.max_completions:
         search.take_next()
-    tree = search.tree.finished(decoder.recorder.num_experts, vocab_size)
-    return SearchedTree(tree, decoder.num_forwarded, search.num_read_again)
+    finished = tree.finished(decoder.recorder.num_experts, vocab_size)
+    return SearchedTree(finished, decoder.num_forwarded - num_before, search.num_read_again)
+
+
+def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse a prompt that no tree can begin with.
+
+    Raises:
+        ValueError: no tokens, or one that is not below `vocab_size`.
+    """
+    if not prompt_ids:
+        raise ValueError("--prompt (no tokens) must have at least one token; give text to go on from")
+    check_id_range(
+        np.array(prompt_ids), vocab_size, name="prompt_ids", limit_name="vocab_size", advice="check the tokenizer"
+    )
 
 
 class _Search:
@@ -110,45 +135,39 @@ class _Search:
     def __init__(
         self,
         decoder: Decoder,
-        prompt_ids: Sequence[int],
+        tree: GrowingTree,
         sampling: Sampling,
         limits: Limits,
         eos_ids: frozenset[int],
         batch_size: int,
         journal: Journal,
     ) -> None:
-        self.decoder, self.sampling, self.limits = decoder, sampling, limits
+        self.decoder, self.tree, self.sampling, self.limits = decoder, tree, sampling, limits
         self.eos_ids, self.batch_size, self.journal = eos_ids, batch_size, journal
         self.num_completions = self.num_forks = self.num_read_again = 0
         self.pending: list[_Pending] = []
-        self._decoded = decoder.prefill(prompt_ids)
-        self.tree = GrowingTree(prompt_ids, self._decoded.expert_ids)
         # By the place of a fork: a cache of one row, for as long as children wait for it, and how many do.
-        self._caches: dict[Place, Cache] = {}
+        self.caches: dict[Place, Cache] = {}
         self._num_waiting: dict[Place, int] = {}
 
-    def begin(self, num_samples: int) -> None:
-        """Decode the root segment, or part it into samples."""
-        last = self.tree.prompt_length - 1
-        log_V = self._decoded.log_probability_RV[0]
-        root = Segment()
+    def begin(self, decoded: Decoded, num_samples: int) -> None:
+        """Decode the root segment after the prompt, or part it into samples."""
+        last, log_V = self.tree.prompt_length - 1, decoded.log_probability_RV[0]
         if num_samples:
-            root.children = [
-                (token, float(log_V[token]))
+            drawn = (
+                draw_tokens(log_V, 1, self.sampling.temperature, self.sampling.seed, (sample,))[0]
                 for sample in range(num_samples)
-                for token in draw_tokens(log_V, 1, self.sampling.temperature, self.sampling.seed, (sample,))
-            ]
-            self._caches[()] = self._decoded.cache
-            self._push(last, (), 0.0, 0, root.children)
+            )
+            self.caches[()] = decoded.cache
+            self._push(last, (), 0.0, 0, [(token, float(log_V[token])) for token in drawn])
             return
-        if () in self.journal.segments:
-            root = self.journal.segments[()]
-        elif advance(Row(place=(), depth=0, segment=root), log_V, self.sampling, self.eos_ids):
-            self._decode([Row(place=(), depth=0, segment=root)], [self._decoded.cache])
-            root = self.journal.segments[()]
-        else:
-            self._finished(Row(place=(), depth=0, segment=root), self._decoded.cache if root.children else None)
-        self._apply(last, (), 0.0, 0, root, is_drawn=False)
+        if () not in self.journal.segments:
+            row = Row(place=(), depth=0, segment=Segment())
+            if advance(row, log_V, self.sampling, self.eos_ids):
+                self._decode([row], [decoded.cache])
+            else:
+                self._finished(row, decoded.cache if row.segment.children else None)
+        self._apply(last, (), 0.0, 0, self.journal.segments[()], is_drawn=False)
 
     def take_next(self) -> None:
         """Put the next pending child's segment into the tree, decoding it if it is not decoded."""
@@ -168,7 +187,7 @@ class _Search:
             if not (is_drawn and number == 0):
                 node = self.tree.add(node, token, of_token)
                 log_probability += of_token
-            self.tree.set_end(node, 0)
+            self.tree.set_end(node, GOES_ON)
             if number < len(segment.expert_ids):
                 self.tree.set_routing(node, segment.expert_ids[number])
         depth += len(tokens)
@@ -197,43 +216,43 @@ class _Search:
                 self._count_decoded(place)
 
     def _decode_with_others(self, head: _Pending) -> None:
-        """Decode the segment of `head` together with others that are pending soon, at its depth."""
-        soon = heapq.nsmallest(_LOOK_AHEAD * self.batch_size, self.pending)
-        chosen = [one for one in soon if one.depth == head.depth and one.place not in self.journal.segments]
+        """Decode the segment of `head`, the first that is pending, together with others that are pending soon."""
+        # One row at a time is decoded as it is needed.
+        soon = heapq.nsmallest(1 + _LOOK_AHEAD * (self.batch_size - 1), self.pending)
         rows, caches = [], []
-        for one in chosen[: self.batch_size]:
+        for one in soon:
+            if one.place in self.journal.segments:
+                continue
             row = Row(place=one.place, depth=one.depth, segment=Segment())
             path = self.tree.token_ids_to(one.node)
-            # The log-probability of a token is that at its parent, as it was drawn.
             if append(row.segment, path[-1], self.tree.log_probability(one.node), self.eos_ids):
                 rows.append(row)
                 caches.append(self._cache_before(one, path[:-1]))
             else:
                 self.journal.write(row.place, row.segment)
+            self._count_decoded(one.place[:-1])
         if rows:
             self._decode(rows, caches)
-        for one in chosen[: self.batch_size]:
-            self._count_decoded(one.place[:-1])
 
     def _decode(self, rows: Sequence[Row], caches: Sequence[Cache]) -> None:
-        decode_segments(self.decoder, rows, caches, self.sampling, self.eos_ids, self._finished)
+        decode_segments(self.decoder, rows, caches, self.sampling, self.eos_ids, self.batch_size, self._finished)
 
     def _finished(self, row: Row, cache: Cache | None) -> None:
         if cache is not None:
-            self._caches[row.place] = cache
+            self.caches[row.place] = cache
         self.journal.write(row.place, row.segment)
 
     def _cache_before(self, pending: _Pending, prefix_ids: Sequence[int]) -> Cache:
         """A cache of what comes before a child: of its fork, or read again where an earlier process had it."""
         fork = pending.place[:-1]
-        if fork not in self._caches:
-            self._caches[fork] = self.decoder.prefill(prefix_ids).cache
+        if fork not in self.caches:
+            self.caches[fork] = self.decoder.prefill(prefix_ids).cache
             self.num_read_again += len(prefix_ids)
-        return self._caches[fork]
+        return self.caches[fork]
 
     def _count_decoded(self, fork: Place) -> None:
         """Drop the cache of a fork whose children are all decoded."""
         self._num_waiting[fork] -= 1
         if self._num_waiting[fork] == 0:
             del self._num_waiting[fork]
-            self._caches.pop(fork, None)
+            self.caches.pop(fork, None)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import Cache
 
-from pathmoe_eval.generation.decoder import Decoded, Decoder
+from pathmoe_eval.generation.decoder import Decoder
 from pathmoe_eval.generation.draws import draw_tokens, top_mass
 from pathmoe_eval.generation.row_caches import join_rows, select_rows
 from pathmoe_eval.generation.tree import CUT, END_OF_SEQUENCE, GOES_ON
@@ -110,23 +110,35 @@ def decode_segments(
     caches: Sequence[Cache],
     sampling: Sampling,
     eos_ids: frozenset[int],
+    batch_size: int,
     finished: Callable[[Row, Cache | None], None],
 ) -> None:
-    """Decode segments whose first token is drawn but not fed, all at one depth.
+    """Decode segments whose first token is drawn but not fed.
+
+    Those that begin deeper join the others when these are as long.
 
     Args:
         decoder: in use.
-        rows: of one depth, none ended.
+        rows: none ended.
         caches: of one row each, of what comes before the segments; they are not changed.
         sampling: how to go on.
         eos_ids: tokens that end a sequence.
+        batch_size: rows of a forward at most.
         finished: called with each row when its segment ends, and at a fork with a cache of that row to go on from.
     """
-    running, cache = list(rows), join_rows(caches)
-    while running:
-        decoded: Decoded = decoder.step(cache, [row.segment.token_ids[-1] for row in running])
-        cache = decoded.cache
-        goes_on = []
+    waiting = sorted(zip(rows, caches, strict=True), key=lambda pair: pair[0].depth)
+    running: list[Row] = []
+    cache: Cache | None = None
+    while running or waiting:
+        depth = running[0].depth + len(running[0].segment.token_ids) - 1 if running else waiting[0][0].depth
+        joining = [pair for pair in waiting if pair[0].depth == depth][: batch_size - len(running)]
+        if joining:
+            waiting = [pair for pair in waiting if not any(pair is one for one in joining)]
+            running += [row for row, _ in joining]
+            cache = join_rows([*([] if cache is None else [cache]), *(of_row for _, of_row in joining)])
+        assert cache is not None
+        decoded = decoder.step(cache, [row.segment.token_ids[-1] for row in running])
+        cache, goes_on = decoded.cache, list[int]()
         for number, row in enumerate(running):
             row.segment.expert_ids.append(decoded.expert_ids[number])
             if advance(row, decoded.log_probability_RV[number], sampling, eos_ids):
@@ -135,4 +147,4 @@ def decode_segments(
                 finished(row, select_rows(cache, [number]) if row.segment.children else None)
         if len(goes_on) < len(running):
             running = [running[number] for number in goes_on]
-            cache = select_rows(cache, goes_on) if goes_on else cache
+            cache = select_rows(cache, goes_on) if goes_on else None

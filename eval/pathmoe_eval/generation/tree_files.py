@@ -72,25 +72,25 @@ def read_tree(folder: Path) -> StoredTree:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         header = json.loads((table.schema.metadata or {})[_HEADER])
-        columns = {name: table[name].combine_chunks() for name in (*_COLUMNS, "expert_ids")}
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        found = header.get("format")
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"{path} ({reason}) must be a whole tree; it was cut short or changed, copy it again"
         ) from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path}: format ({header.get('format')}) must be {FORMAT}; search the tree again")
+    if found != FORMAT:
+        raise ValueError(f"{path} (format {found}) must be of format {FORMAT}; search the tree again")
     try:
-        shape: dict[str, Any] = {name: int(header[name]) for name in _SHAPE}
-        routing = columns["expert_ids"].flatten().to_numpy()
-        nodes: dict[str, Any] = {
-            attribute: columns[name].to_numpy(zero_copy_only=False) for name, attribute in _COLUMNS.items()
-        }
-        tree = GenerationTree(
-            **shape,
-            **nodes,
-            expert_ids_NLK=routing.reshape(-1, shape["num_layers"], shape["num_experts_per_tok"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return StoredTree(tree, header["made_from"])
+        return StoredTree(_tree(table, {name: int(header[name]) for name in _SHAPE}), dict(header["made_from"]))
+    except (KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _tree(table: pa.Table, shape: dict[str, Any]) -> GenerationTree:
+    columns = {name: table[name].combine_chunks() for name in (*_COLUMNS, "expert_ids")}
+    nodes: dict[str, Any] = {
+        attribute: columns[name].to_numpy(zero_copy_only=False) for name, attribute in _COLUMNS.items()
+    }
+    routing = columns["expert_ids"].flatten().to_numpy()
+    expert_ids_NLK = routing.reshape(-1, shape["num_layers"], shape["num_experts_per_tok"])
+    return GenerationTree(**shape, **nodes, expert_ids_NLK=expert_ids_NLK)
