@@ -61,9 +61,7 @@ def test_rows_of_other_prefixes_share_a_forward(build_moe):
         together = decoder.step(join_rows(caches), [3, 8])
         for row, token in enumerate((3, 8)):
             alone = decoder.step(caches[row], [token])
-            np.testing.assert_allclose(
-                together.log_probability_RV[row], alone.log_probability_RV[0], rtol=0, atol=1e-5
-            )
+            np.testing.assert_allclose(together.log_probability_RV[row], alone.log_probability_RV[0], rtol=0, atol=1e-5)
             np.testing.assert_array_equal(together.expert_ids[row], alone.expert_ids[0])
 
 
