@@ -166,7 +166,9 @@ class _Search:
             if advance(row, log_V, self.sampling, self.eos_ids):
                 self._decode([row], [decoded.cache])
             else:
-                self._finished(row, decoded.cache if row.segment.children else None)
+                self.journal.write((), row.segment)
+                if row.segment.children:
+                    self.caches[()] = decoded.cache
         self._apply(last, (), 0.0, 0, self.journal.segments[()], is_drawn=False)
 
     def take_next(self) -> None:
@@ -237,10 +239,22 @@ class _Search:
     def _decode(self, rows: Sequence[Row], caches: Sequence[Cache]) -> None:
         decode_segments(self.decoder, rows, caches, self.sampling, self.eos_ids, self.batch_size, self._finished)
 
-    def _finished(self, row: Row, cache: Cache | None) -> None:
-        if cache is not None:
-            self.caches[row.place] = cache
+    def _finished(self, row: Row, cache: Cache | None) -> Row | None:
+        """Keep a segment; where there will be no more forks, go on at once with the child that the search takes."""
         self.journal.write(row.place, row.segment)
+        if cache is None:
+            return None
+        # One row at a time is decoded as it is needed.
+        if self.num_forks < self.limits.max_forks or self.batch_size == 1:
+            self.caches[row.place] = cache
+            return None
+        child = Row(place=(*row.place, 0), depth=row.depth + len(row.segment.token_ids), segment=Segment())
+        if child.place in self.journal.segments:
+            return None
+        if append(child.segment, *row.segment.children[0], self.eos_ids):
+            return child
+        self.journal.write(child.place, child.segment)
+        return None
 
     def _cache_before(self, pending: _Pending, prefix_ids: Sequence[int]) -> Cache:
         """A cache of what comes before a child: of its fork, or read again where an earlier process had it."""

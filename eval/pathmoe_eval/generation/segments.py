@@ -111,7 +111,7 @@ def decode_segments(
     sampling: Sampling,
     eos_ids: frozenset[int],
     batch_size: int,
-    finished: Callable[[Row, Cache | None], None],
+    finished: Callable[[Row, Cache | None], Row | None],
 ) -> None:
     """Decode segments whose first token is drawn but not fed.
 
@@ -124,13 +124,15 @@ def decode_segments(
         sampling: how to go on.
         eos_ids: tokens that end a sequence.
         batch_size: rows of a forward at most.
-        finished: called with each row when its segment ends, and at a fork with a cache of that row to go on from.
+        finished: called with each row when its segment ends, and at a fork with a cache of that row to go on from; may
+            give a row that is to go on from this cache.
     """
-    waiting = sorted(zip(rows, caches, strict=True), key=lambda pair: pair[0].depth)
+    waiting = list(zip(rows, caches, strict=True))
     running: list[Row] = []
     cache: Cache | None = None
     while running or waiting:
-        depth = running[0].depth + len(running[0].segment.token_ids) - 1 if running else waiting[0][0].depth
+        rows_to_feed = running or [min((row for row, _ in waiting), key=_depth_to_feed)]
+        depth = _depth_to_feed(rows_to_feed[0])
         joining = [pair for pair in waiting if pair[0].depth == depth][: batch_size - len(running)]
         if joining:
             waiting = [pair for pair in waiting if not any(pair is one for one in joining)]
@@ -143,8 +145,15 @@ def decode_segments(
             row.segment.expert_ids.append(decoded.expert_ids[number])
             if advance(row, decoded.log_probability_RV[number], sampling, eos_ids):
                 goes_on.append(number)
-            else:
-                finished(row, select_rows(cache, [number]) if row.segment.children else None)
+                continue
+            of_row = select_rows(cache, [number]) if row.segment.children else None
+            next_row = finished(row, of_row)
+            if next_row is not None and of_row is not None:
+                waiting.append((next_row, of_row))
         if len(goes_on) < len(running):
             running = [running[number] for number in goes_on]
             cache = select_rows(cache, goes_on) if goes_on else None
+
+
+def _depth_to_feed(row: Row) -> int:
+    return row.depth + len(row.segment.token_ids) - 1

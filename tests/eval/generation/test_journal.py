@@ -28,7 +28,7 @@ class Killed(Journal):
         if len(self.segments) == int(sys.argv[4]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-run(_build("path_b4"), sys.argv[1], int(sys.argv[5]), Killed)
+run(_build("path_b4", num_hidden_layers=4), sys.argv[1], int(sys.argv[5]), Killed)
 """
 
 
@@ -71,7 +71,7 @@ SEGMENTS = (
 
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_a_killed_search_goes_on_to_the_same_tree_and_forwards_what_is_missing(build_moe, tmp_path, batch_size):
-    model, path = build_moe("path_b4"), tmp_path / "journal.jsonl"
+    model, path = build_moe("path_b4", num_hidden_layers=4), tmp_path / "journal.jsonl"
     here = Path(__file__).resolve().parent
     command = [sys.executable, "-c", KILLED, str(path), str(here.parent), str(here), "12", str(batch_size)]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL

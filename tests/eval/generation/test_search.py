@@ -33,7 +33,7 @@ def search(model, sampling=SAMPLING, limits=LIMITS, batch_size=16, eos_ids=EOS, 
 
 @pytest.fixture(scope="module")
 def model(build_moe):
-    return build_moe("path_b4")
+    return build_moe("path_b4", num_hidden_layers=4)
 
 
 class SlowSearch:
@@ -190,6 +190,23 @@ def test_limits(model):
     assert len(none.leaves()) == 1 and np.isnan(none.fork_mass_N).all()
     greedy = search(model, Sampling(temperature=0, max_mass=0, max_new_tokens=5), eos_ids=frozenset()).tree
     assert greedy.end_N.tolist() == [0] * 7 + [CUT]
+
+
+def test_sequences_share_forwards_once_there_are_no_more_forks(model):
+    """All of them go on, whatever would be a fork, and catch up with each other."""
+    sampling = Sampling(temperature=1.0, top_tokens=1, max_mass=0.9, num_children=3, max_new_tokens=30)
+    limits = Limits(max_completions=10_000, max_forks=5)
+    trees, steps = [], []
+    for batch_size in (1, 16):
+        with Decoder(model) as decoder:
+            searched = tree_search(
+                decoder, PROMPT, sampling, limits, eos_ids=frozenset({0}), vocab_size=40, batch_size=batch_size
+            )
+            trees.append(searched.tree)
+            steps.append(decoder.num_steps)
+        assert searched.num_forwarded == searched.tree.has_routing_N.sum()
+    assert_same_trees(*trees)
+    assert steps[1] < steps[0] / 4
 
 
 def test_samples_are_those_of_independent_searches(model):

@@ -17,7 +17,7 @@ SAMPLING = Sampling(temperature=1.0, top_tokens=1, max_mass=0.08, num_children=3
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_segments_of_any_depth_are_decoded_together_as_alone(build_moe, batch_size):
-    model = build_moe("path_b4")
+    model = build_moe("path_b4", num_hidden_layers=4)
     places = [((number,), depth) for number, depth in enumerate([4, 0, 2, 2, 0, 7, 2])]
     prefixes = [[5, 9, *range(10, 10 + depth)] for _, depth in places]
 
