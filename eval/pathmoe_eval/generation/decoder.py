@@ -1,6 +1,6 @@
 """Forwards of a model that go on from a cache, each token's routing recorded, and forwarded tokens counted."""
 
-# Shapes: P tokens of a prefix, R rows of a batch, V vocabulary, L MoE layers, K experts per token.
+# Shapes: P tokens of a prefix, R rows of a batch, S tokens of a row, V vocabulary, L MoE layers, K experts per token.
 
 from __future__ import annotations
 

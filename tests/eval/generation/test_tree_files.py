@@ -1,6 +1,6 @@
 """Trees on disk: any tree comes back as it was, and what is no whole tree is refused."""
 
-# Shapes: N nodes, L MoE layers, K experts per token.
+# Shapes: N nodes, L MoE layers, E experts, K experts per token.
 
 import json
 import tempfile
