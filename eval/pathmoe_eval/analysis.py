@@ -52,7 +52,7 @@ def analyse(
     out.
 
     Memory is bounded by the distinct paths (with their classes), the longest document and the documents' number, and
-    with `options.sketch` by the last alone, at some 40 bytes each.
+    with `options.sketch` not by the paths.
 
     Args:
         trace: to read several times.

@@ -31,12 +31,18 @@ from pathmoe_eval.evaluation.scoring import TokenScores, join_scores, scored_bat
 from pathmoe_eval.evaluation.windows import score_windows
 from pathmoe_eval.experts.saturation import check_later, trace_saturation
 from pathmoe_eval.perturbations.perturbing import Perturbations, measure_robustness
-from pathmoe_eval.reports.report import PAGE_FILE, REPORT_FILE, read_report, refuse_another_report, write_report
+from pathmoe_eval.reports.report import (
+    PAGE_FILE,
+    REPORT_FILE,
+    TRACE_FOLDER,
+    read_report,
+    refuse_another_report,
+    write_report,
+)
 from pathmoe_eval.terminal_tables import perplexity_lines, robustness_lines
 from pathmoe_eval.traces.moe_layers import moe_layers
 from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 
-TRACE_FOLDER = "trace"
 _LONGEST_WINDOW = 4096
 
 
@@ -257,7 +263,8 @@ def _tokenizer_of(trace: RoutingTrace, tagger: str | None) -> PreTrainedTokenize
         raise ValueError(
             f"--tagger ({tagger}) needs the tokenizer of the trace ({name}), which is not there; leave it out"
         )
-    sys.stderr.write(f"note: the tokenizer of the trace ({name}) is not there: without classes and tokens of paths\n")
+    missing = f"the tokenizer of the trace ({name}) is not there" if name else "the trace names no tokenizer"
+    sys.stderr.write(f"note: {missing}: without classes and tokens of paths\n")
     return None
 
 

@@ -47,6 +47,12 @@ class Document(Protocol):
         ...
 
 
+def compared_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`IDENTITY` without the names of what both know the hash of: one model and text may be spelled in many ways."""
+    told = [name for name in ("model", "data") if f"{name}_hash" in ours and f"{name}_hash" in theirs]
+    return [key for key in IDENTITY if key not in told]
+
+
 def documents_identity(documents: Iterable[Document]) -> dict[str, str]:
     """What was read: `data_hash`, of the token ids, document by document, in order; `domains`, of the domain of each.
 
@@ -135,7 +141,7 @@ def refuse_another_trace(trace: RoutingTrace, run: Mapping[str, Any], logits: bo
         ValueError: something differs.
     """
     theirs = trace_identity(trace) | {"logits": trace.header.has_logits}
-    wanted = {key: run.get(key) for key in IDENTITY} | {"logits": logits}
+    wanted = {key: run.get(key) for key in compared_keys(run, theirs)} | {"logits": logits}
     for key, ours in wanted.items():
         if theirs.get(key) != ours:
             raise ValueError(

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from pathmoe_eval.intervals.jackknife import jackknife_interval
 from pathmoe_eval.intervals.paths_left_out import PathsLeftOut
 from pathmoe_eval.intervals.routing_counts import RoutingCounts, routing_counts
-from pathmoe_eval.intervals.routing_figures import concentration_figures, layer_figures, load_figures, router_figures
+from pathmoe_eval.intervals.routing_figures import (
+    concentration_figures,
+    layer_figures,
+    limits,
+    load_figures,
+    router_figures,
+)
 from pathmoe_eval.traces.routing_chunk import RoutingChunk
 from pathmoe_eval.traces.trace import RoutingTrace
 
@@ -42,10 +48,10 @@ def document_intervals(trace: RoutingTrace, counts: RoutingCounts) -> DocumentIn
         counts: of all of its tokens; they are not changed.
 
     Returns:
-        None with fewer than three documents.
+        None with fewer than three documents, or where one holds so many of the tokens that there are fewer groups.
     """
     group_S = _group_of_sequence(trace)
-    num_groups = int(group_S.max()) + 1
+    num_groups = len(np.unique(group_S[trace.sequence_lengths() > 0]))
     if num_groups < 3:
         return None
     paths = None if counts.paths is None else PathsLeftOut(counts.paths)
@@ -58,19 +64,19 @@ def document_intervals(trace: RoutingTrace, counts: RoutingCounts) -> DocumentIn
         without.append(_figures_without(part, counts, paths))
         num_tokens.append(part.load.num_tokens)
     figures = _figures_without(routing_counts(trace.header, has_paths=paths is not None), counts, paths)
-    # Without its one group a figure may not be defined: the share of the 1000 most frequent paths of fewer.
-    defined = [name for name in figures if all(name in values for values in without)]
-    ends = {
-        name: jackknife_interval(
-            figures[name], np.array([values[name] for values in without]), np.array(num_tokens), _CONFIDENCE
-        )
-        for name in defined
-    }
+    ends = {}
+    for name, figure in figures.items():
+        # Without a group a figure may not be defined: the share of the 1000 most frequent paths of fewer.
+        if all(name in values for values in without):
+            values_G = np.array([values[name] for values in without])
+            found = jackknife_interval(figure, values_G, np.array(num_tokens), _CONFIDENCE)
+            low, high = limits(name, counts.load.num_tokens)
+            ends[name] = max(found[0], low), min(found[1], high)
     return DocumentIntervals(
         confidence=_CONFIDENCE,
         num_documents=trace.num_sequences,
         num_groups=num_groups,
-        ends={name: interval for name, interval in ends.items() if interval is not None},
+        ends=ends,
     )
 
 
@@ -80,8 +86,7 @@ def _group_of_sequence(trace: RoutingTrace) -> NDArray[np.int64]:
     if trace.num_sequences <= _MAX_GROUPS:
         return np.maximum(np.cumsum(lengths_S > 0) - 1, 0)
     begins_S = np.minimum(np.cumsum(lengths_S) - lengths_S, trace.num_tokens - 1)  # also of what is not selected
-    group_S = begins_S * _MAX_GROUPS // trace.num_tokens
-    return np.unique(group_S, return_inverse=True)[1]
+    return begins_S * _MAX_GROUPS // trace.num_tokens
 
 
 def _pieces(trace: RoutingTrace, group_S: NDArray[np.int64]) -> Iterator[tuple[int, RoutingChunk, slice]]:

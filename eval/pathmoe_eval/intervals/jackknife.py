@@ -13,14 +13,15 @@ from scipy.stats import t as student
 
 def jackknife_interval(
     figure: float, without_G: NDArray[np.float64], num_tokens_G: NDArray[np.integer], confidence: float
-) -> tuple[float, float] | None:
+) -> tuple[float, float]:
     """Interval of a figure for this number of tokens, from its values without each group (delete-a-group jackknife).
 
     Tokens of a document depend on each other, so documents are what is left out (Efron and Tibshirani, An Introduction
     to the Bootstrap, 1993, chapter 11). A figure that grows with the sample, as the entropy of paths does, falls
     whenever a group goes, the more the larger the group. That is the number of tokens and not the draw, so the average
     fall per token is taken out of each: what is left is the spread of samples that are equally large (our choice).
-    For a mean over tokens this is the usual variance of a ratio.
+    For a mean over tokens this is the usual variance of a ratio. Where some groups are far larger than others, a fall
+    that is not in proportion to their tokens is left in, and intervals of distinct paths are several times too wide.
 
     Args:
         figure: of all groups.
@@ -29,11 +30,14 @@ def jackknife_interval(
         confidence: of the interval, by Student's t with one degree of freedom less than groups.
 
     Returns:
-        Lower and upper end; None with fewer than three groups.
+        Lower and upper end, which may lie beyond the figure's range.
+
+    Raises:
+        ValueError: fewer than three groups.
     """
     num_groups = len(without_G)
     if num_groups < 3:
-        return None
+        raise ValueError(f"groups ({num_groups}) must be at least 3; pass more documents")
     change_G = without_G - figure
     beside_size_G = change_G - change_G.sum() / num_tokens_G.sum() * num_tokens_G
     error = math.sqrt((num_groups - 1) / num_groups * float(beside_size_G @ beside_size_G))

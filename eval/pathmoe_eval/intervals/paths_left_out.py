@@ -20,18 +20,20 @@ class PathsLeftOut:
         mixed_P = mix(keys_WP)
         order_P = np.argsort(mixed_P)
         self._mixed_P, self._keys_WP, self._counts_P = mixed_P[order_P], keys_WP[:, order_P], counts_P[order_P]
-        self._paths_of_count = np.bincount(counts_P)
+        self._sizes_C, self._multiplicity_C = np.unique(counts_P, return_counts=True)
 
     def frequencies(self, part: PathCounts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `PathCounts.frequencies`, of the tokens that are not in `part`, some of those that were counted."""
         keys_WQ, part_Q = part.keys()
         counts_Q = self._counts_P[self._find(keys_WQ)]
-        paths_of_count = self._paths_of_count.copy()
-        paths_of_count -= np.bincount(counts_Q, minlength=len(paths_of_count))
-        paths_of_count += np.bincount(counts_Q - part_Q, minlength=len(paths_of_count))
-        paths_of_count[0] = 0
-        sizes_C = np.flatnonzero(paths_of_count)
-        return sizes_C, paths_of_count[sizes_C]
+        one_Q = np.ones_like(counts_Q)
+        sizes = np.concatenate([self._sizes_C, counts_Q, counts_Q - part_Q])
+        changes = np.concatenate([self._multiplicity_C, -one_Q, one_Q])
+        sizes_C, place = np.unique(sizes, return_inverse=True)
+        multiplicity_C = np.zeros_like(sizes_C)
+        np.add.at(multiplicity_C, place, changes)
+        is_there_C = (multiplicity_C > 0) & (sizes_C > 0)
+        return sizes_C[is_there_C], multiplicity_C[is_there_C]
 
     def _find(self, keys_WQ: NDArray[np.uint64]) -> NDArray[np.int64]:
         at_Q = np.searchsorted(self._mixed_P, mix(keys_WQ))

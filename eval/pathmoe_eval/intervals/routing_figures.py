@@ -20,18 +20,36 @@ from pathmoe_eval.layers.agreement import index_agreement, mutual_information_bi
 from pathmoe_eval.layers.consistency import ConsistencyCounts
 from pathmoe_eval.layers.matching import best_matching
 from pathmoe_eval.paths.coverage import TOP_PATHS, tokens_on_top
-from pathmoe_eval.paths.entropy import chao_wang_jost_bits, plug_in_bits
+from pathmoe_eval.paths.entropy import plug_in_bits
+
+
+def limits(place: str, num_tokens: int) -> tuple[float, float]:
+    """The range of a figure of so many tokens, for an interval to keep to."""
+    of_place = {
+        "concentration.whole.entropy.entropy_bits": (0.0, math.log2(num_tokens)),
+        "concentration.whole.entropy.num_paths": (1.0, float(num_tokens)),
+        "consistency.information.corrected_bits_means.adjacent": (-math.inf, math.inf),
+        "load.all_picks.mean_max_over_mean": (1.0, math.inf),
+        "router_scores.mean_entropy_bits": (0.0, math.inf),
+        "router_scores.mean_margin_logits": (0.0, math.inf),
+    }
+    return of_place.get(place, (0.0, 1.0))
 
 
 def concentration_figures(sizes_C: NDArray[np.int64], multiplicity_C: NDArray[np.int64]) -> dict[str, float]:
-    """Figures of paths of which `multiplicity_C` occur `sizes_C` times each, int64 [C], ascending."""
+    """Figures of paths of which `multiplicity_C` occur `sizes_C` times each, int64 [C], ascending.
+
+    Entropy and distinct paths are left out where every path is distinct: they are the number of tokens then.
+    """
     num_tokens, num_paths = int(sizes_C @ multiplicity_C), int(multiplicity_C.sum())
     top = [number for number in TOP_PATHS if number <= num_paths]
     shares = (tokens / num_tokens for tokens in tokens_on_top(sizes_C, multiplicity_C, top))
-    return {
+    of_paths = {
         "concentration.whole.entropy.entropy_bits": plug_in_bits(sizes_C, multiplicity_C),
         "concentration.whole.entropy.num_paths": float(num_paths),
-        "concentration.whole.estimates.chao_wang_jost_bits": chao_wang_jost_bits(sizes_C, multiplicity_C),
+    }
+    return {
+        **(of_paths if num_paths < num_tokens else {}),
         **{f"concentration.whole.coverage.share.{index}": share for index, share in enumerate(shares)},
     }
 

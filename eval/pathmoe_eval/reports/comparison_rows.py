@@ -78,9 +78,16 @@ def _concentration_rows(section: Mapping[str, Any], ends: Ends, num_tokens: int)
         "Effective paths, 2^H": (count(2**entropy_bits), f"at most {num_tokens:,}"),
         "Distinct paths": (count(num_paths), f"at most {num_tokens:,}{paths_error}"),
     }
+    whole = section["whole"]
+    null_bits = whole.get("independence", whole)["entropy_bits_null"]
     return [
-        SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens, intervals.get(name, ""))
-        for name, (value, beside) in values.items()
+        *(
+            SummaryRow(f"{name}, at {num_tokens:,} tokens", value, beside, num_tokens, intervals.get(name, ""))
+            for name, (value, beside) in values.items()
+        ),
+        SummaryRow(
+            "H of independent layers, bits", bits(null_bits), "same loads, unlimited data", entropy["num_tokens"]
+        ),
     ]
 
 
@@ -109,8 +116,10 @@ def is_of_unlike_samples(row: Sequence[SummaryRow | None]) -> bool:
 def comparison_notes(reports: Mapping[str, Report]) -> list[str]:
     """What a reader must know before comparing the columns."""
     notes = []
-    runs = {name: report["run"] for name, report in reports.items()}
-    if len({(run["data"], run["num_tokens"]) for run in runs.values()}) > 1:
+    runs = {name: facts_of(report) for name, report in reports.items()}
+    hashes = [run.get("data_hash") for run in runs.values()]
+    is_told = None not in hashes  # then `unlike_runs` says whether the texts differ
+    if not is_told and len({(run["data"], run["num_tokens"]) for run in runs.values()}) > 1:
         read = "; ".join(f"{name}: {run['num_tokens']:,} tokens of {run['data']}" for name, run in runs.items())
         notes.append(f"The reports are of different texts, and perplexity compares on one text only. {read}.")
     concentrations = concentrations_of(reports)

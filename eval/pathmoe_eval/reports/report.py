@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pathmoe.training.run_folder import write_text_atomically
-from pathmoe_eval.evaluation.identity import IDENTITY
+from pathmoe_eval.evaluation.identity import compared_keys
 from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
 from pathmoe_eval.reports.number_format import count
 from pathmoe_eval.reports.page import Cell, Chapter, Table, Words, page_html
@@ -28,7 +28,11 @@ REPORT_FILE = "report.json"
 PAGE_FILE = "index.html"
 
 # What else a command may have put into the folder before its report.
-_TRACE_FOLDER = "trace"
+TRACE_FOLDER = "trace"
+
+# Every analysis has the one; what is none has the others.
+_ANALYSED = "load"
+_NOT_OF_AN_ANALYSIS = ("perplexity", "perturbation", "saturation")
 
 _ALWAYS_KNOWN = ("model", "data", "num_tokens")
 
@@ -62,7 +66,7 @@ def refuse_another_report(folder: Path, run: Mapping[str, Any]) -> None:
 
     Args:
         folder: where the report would be written; it need not exist.
-        run: as in a report. `IDENTITY` is compared, but for what it or the report there does not know.
+        run: as in a report. `compared_keys` are compared, but for what it or the report there does not know.
 
     Raises:
         ValueError: the folder is a file or holds something else, or a report of another evaluation.
@@ -70,14 +74,14 @@ def refuse_another_report(folder: Path, run: Mapping[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out ({folder}) must be a folder, but is a file; choose another")
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
-    foreign = sorted(names - {REPORT_FILE, PAGE_FILE, _TRACE_FOLDER})
+    foreign = sorted(names - {REPORT_FILE, PAGE_FILE, TRACE_FOLDER})
     if foreign or (PAGE_FILE in names and REPORT_FILE not in names):
         found = foreign[0] if foreign else PAGE_FILE
         raise ValueError(f"--out ({folder}) must hold nothing but a report, but holds {found}; choose another folder")
     if REPORT_FILE not in names:
         return
     theirs = facts_of(read_report(folder / REPORT_FILE))
-    for key in IDENTITY:
+    for key in compared_keys(run, theirs):
         if key in run and key in theirs and run[key] != theirs[key]:
             raise ValueError(
                 f"--out ({folder}) must hold no other report, but holds one of {key} {theirs[key]}, not {run[key]}; "
@@ -118,9 +122,12 @@ def _runs_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of both, the new ones where both have them."""
+    """The sections of both, the new ones where both have them; an analysis takes the place of all of another."""
+    kept = old["sections"]
+    if _ANALYSED in new["sections"]:
+        kept = {name: section for name, section in kept.items() if name in _NOT_OF_AN_ANALYSIS}
     earlier = [run for run in _runs_of(old) if run["command"] != new["run"]["command"]]
-    merged = {"format": FORMAT, "run": new["run"], "sections": {**old["sections"], **new["sections"]}}
+    merged = {"format": FORMAT, "run": new["run"], "sections": {**kept, **new["sections"]}}
     return {**merged, "earlier_runs": earlier} if earlier else merged
 
 

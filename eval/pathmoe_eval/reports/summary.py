@@ -76,16 +76,14 @@ def concentration_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     place = "concentration.whole"
     of_entropy = ends.get(f"{place}.entropy.entropy_bits")
     of_paths = None if of_entropy is None else [2**end for end in of_entropy]
-    of_estimate, of_distinct = (
-        ends.get(f"{place}.{name}") for name in ("estimates.chao_wang_jost_bits", "entropy.num_paths")
-    )
+    of_distinct = ends.get(f"{place}.entropy.num_paths")
     estimate = bits(estimates["chao_wang_jost_bits"])
     effective, at_most = count(entropy["effective_paths"]), f"at most {tokens:,}"
     return [
         SummaryRow(
             "Path entropy H, bits", bits(entropy["entropy_bits"]), of_ceiling, tokens, between(of_entropy, bits)
         ),
-        SummaryRow("H of unlimited data, bits", estimate, _ESTIMATE, tokens, between(of_estimate, bits)),
+        SummaryRow("H of unlimited data, bits", estimate, _ESTIMATE, tokens),
         SummaryRow("Effective paths, 2^H", effective, at_most, tokens, between(of_paths, count)),
         SummaryRow("Distinct paths", count(entropy["num_paths"]), at_most, tokens, between(of_distinct, count)),
         SummaryRow("H of independent layers, bits", bits(null), "same loads, unlimited data", tokens),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pathmoe_eval.evaluation.identity import (
     IDENTITY,
+    compared_keys,
     documents_identity,
     model_identity,
     recorded_identity,
@@ -172,3 +173,11 @@ def test_a_trace_of_a_run_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     run = RUN | {"num_tokens": 2} | documents_identity(read)
     with pytest.raises(ValueError, match=r"has max_length unknown, not 8; choose another folder, remove .*trace, or"):
         refuse_another_trace(write(tmp_path / "trace", read), run, False)
+
+
+def test_names_are_compared_only_where_a_hash_does_not_tell() -> None:
+    named = {"model": "a", "data": "b"}
+    assert compared_keys(named, named) == list(IDENTITY)
+    hashed = named | {"model_hash": "1", "data_hash": "2"}
+    assert compared_keys(hashed, named) == list(IDENTITY)
+    assert set(IDENTITY) - set(compared_keys(hashed, hashed)) == {"model", "data"}

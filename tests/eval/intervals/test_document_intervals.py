@@ -14,6 +14,7 @@ from pathmoe.data import train_bpe
 from pathmoe_eval.analysis import Options, analyse
 from pathmoe_eval.classes.text_classes import text_classes
 from pathmoe_eval.intervals.jackknife import jackknife_interval
+from pathmoe_eval.intervals.routing_figures import limits
 from pathmoe_eval.traces.routing_chunk import RoutingChunk
 from pathmoe_eval.traces.trace import RoutingTrace, open_trace
 from pathmoe_eval.traces.trace_header import TraceHeader
@@ -76,8 +77,9 @@ def test_each_interval_is_of_the_figure_at_its_place_without_each_document(tmp_p
         figure = figure_at(sections, place)
         without = [figure_at(of_rest, place) for of_rest in rest]
         assert figure is not None and ends[0] <= figure <= ends[1]
-        expected = jackknife_interval(figure, np.array(without, dtype=np.float64), np.array(lengths), 0.95)
-        assert ends == pytest.approx(expected, abs=1e-9), place
+        low, high = jackknife_interval(figure, np.array(without, dtype=np.float64), np.array(lengths), 0.95)
+        least, most = limits(place, sum(lengths))
+        assert ends == pytest.approx((max(low, least), min(high, most)), abs=1e-9), place
     assert {place.split(".")[0] for place in found["ends"]} == {"concentration", "consistency", "load", "router_scores"}
 
 
@@ -107,3 +109,19 @@ def test_two_documents_have_no_intervals_and_a_part_of_a_trace_has_its_own(tmp_p
     trace = Routing([20, 30, 40, 50]).written(tmp_path / "t")
     assert "intervals" not in sections_of(trace.first(50))
     assert sections_of(trace.first(60))["intervals"]["num_documents"] == 3
+
+
+def test_documents_that_are_not_selected_are_in_no_group(tmp_path: Path) -> None:
+    trace = Routing([*[1] * 70, 4000, *[1] * 9]).written(tmp_path / "t")
+    assert "intervals" not in sections_of(trace.first(4000))  # the short ones together are one group of 64
+    found = sections_of(trace)["intervals"]
+    assert (found["num_documents"], found["num_groups"]) == (80, 3)
+
+
+def test_intervals_keep_to_the_range_of_their_figures_and_paths_that_are_all_distinct_have_none(tmp_path: Path) -> None:
+    found = sections_of(Routing([1, 1, 1, 2]).written(tmp_path / "t"))["intervals"]["ends"]
+    for place, ends in found.items():
+        low, high = limits(place, 5)
+        assert low <= ends[0] <= ends[1] <= high, place
+    assert "concentration.whole.entropy.entropy_bits" not in found
+    assert "load.all_picks.mean_entropy_share" in found

@@ -14,9 +14,7 @@ from pathmoe_eval.intervals.jackknife import jackknife_interval
 
 def interval(sums_G: NDArray[np.float64], sizes_G: NDArray[np.int64]) -> tuple[float, float]:
     without_G = (sums_G.sum() - sums_G) / (sizes_G.sum() - sizes_G)
-    found = jackknife_interval(float(sums_G.sum() / sizes_G.sum()), without_G, sizes_G, 0.95)
-    assert found is not None
-    return found
+    return jackknife_interval(float(sums_G.sum() / sizes_G.sum()), without_G, sizes_G, 0.95)
 
 
 def test_a_mean_of_equally_large_groups_has_the_interval_of_a_mean() -> None:
@@ -44,8 +42,9 @@ def test_what_only_the_number_of_tokens_decides_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize("num_groups", [1, 2])
-def test_too_few_groups_have_none(num_groups: int) -> None:
-    assert jackknife_interval(1.0, np.ones(num_groups), np.ones(num_groups, dtype=np.int64), 0.95) is None
+def test_too_few_groups_are_refused(num_groups: int) -> None:
+    with pytest.raises(ValueError, match=rf"^groups \({num_groups}\) must be at least 3; pass more documents$"):
+        jackknife_interval(1.0, np.ones(num_groups), np.ones(num_groups, dtype=np.int64), 0.95)
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
@@ -80,5 +79,5 @@ def test_intervals_of_growing_figures_hold_the_mean_of_equally_large_samples(
         without_G = np.array([figure(total - of_group) for of_group in counts])
         intervals.append(jackknife_interval(figures[-1], without_G, sizes_G, 0.95))
     mean = np.mean(figures)
-    held = np.mean([found is not None and found[0] <= mean <= found[1] for found in intervals])
+    held = np.mean([low <= mean <= high for low, high in intervals])
     assert 0.9 <= held <= 0.99

@@ -253,3 +253,16 @@ def test_a_number_that_is_none_is_refused_before_anything_is_written(make_report
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_report(tmp_path / "out", report)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_analysis_takes_the_place_of_another_and_leaves_what_is_none(make_report, tmp_path: Path) -> None:
+    exact, sketch = make_report(), make_report(sketch=True)
+    write_report(tmp_path, exact)
+    of_analysis = {
+        name: of for name, of in sketch["sections"].items() if name not in ("perplexity", "saturation", "perturbation")
+    }
+    write_report(tmp_path, {"run": sketch["run"], "sections": of_analysis})
+    sections = read_report(tmp_path / "report.json")["sections"]
+    assert sections.keys() == sketch["sections"].keys()
+    assert sections["intervals"] == sketch["sections"]["intervals"]
+    assert sections["perplexity"] == exact["sections"]["perplexity"]

@@ -58,7 +58,8 @@ def test_intervals_hold_their_figures_and_stand_in_the_form_of_these(make_report
     assert rows["Perplexity"].interval == f"{ratio(low)} to {ratio(high)}"
     without = [row.name for row in rows.values() if not row.interval]
     assert without == [
-        "H of independent layers, bits", "Dead experts a layer", "Classes told by paths, above chance",
+        "H of unlimited data, bits", "H of independent layers, bits", "Dead experts a layer",
+        "Classes told by paths, above chance",
         "Perplexity, permutation per layer", "Perplexity, permutation per router block", "Perplexity, logit noise 0.5",
     ]  # fmt: skip
     del sections["intervals"]
