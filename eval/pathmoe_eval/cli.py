@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence, Set
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import Namespace, set_parsing_settings
 from transformers.utils.logging import disable_progress_bar
@@ -16,13 +17,18 @@ from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
 from pathmoe_eval.analysis import Options
 from pathmoe_eval.commands import ModelOptions, paths_command, perplexity_command, perturb_command, record_command
 from pathmoe_eval.evaluation.evaluated_data import EvaluatedData
+from pathmoe_eval.generation.generate import Generation
+from pathmoe_eval.generation.search import Limits
+from pathmoe_eval.generation.segments import Sampling
+from pathmoe_eval.locality.study import Comparison
+from pathmoe_eval.locality_command import Compiling, locality_command
 from pathmoe_eval.perturbations.perturbing import Perturbations
 from pathmoe_eval.reports.compare import compare_command
 
 # The docstrings of fields are the help of their options.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-Settings = TypeVar("Settings", ModelOptions, EvaluatedData, Perturbations)
+Settings = TypeVar("Settings", bound=Any)
 
 
 def main() -> None:
@@ -38,6 +44,7 @@ def evaluation_parser() -> OneLineParser:
         "perplexity": _perplexity_parser(),
         "perturb": _perturb_parser(),
         "record": _record_parser(),
+        "locality": _locality_parser(),
         "compare": _compare_parser(),
     }
     commands = parser.add_subcommands(dest="command", required=True)
@@ -47,12 +54,23 @@ def evaluation_parser() -> OneLineParser:
 
 
 def _main() -> None:
-    options = evaluation_parser().parse_args()
+    options = evaluation_parser().parse_args([with_underscores(word) for word in sys.argv[1:]])
     if (out := options[options.command].get("out")) is not None:
         _refuse_a_place_without_room(out)
     disable_progress_bar()  # of transformers, which loads models in less time than it takes to read it
-    run = {"paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "compare": _compare}
+    run = {
+        "paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "locality": _locality,
+        "compare": _compare,
+    }  # fmt: skip
     run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
+
+
+def with_underscores(word: str) -> str:
+    """An option's name as the parser has it: `--max-tokens` is `--max_tokens`. Values stay as they are."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _refuse_a_place_without_room(out: Path) -> None:
@@ -122,6 +140,27 @@ def _record_parser() -> OneLineParser:
     return parser
 
 
+def _locality_parser() -> OneLineParser:
+    parser = OneLineParser(
+        description="How alike the routing of one prompt's completions is, and what a cache has of it."
+    )
+    parser.add_argument("--model", type=str | None, default=None, help="As for record; or --trace.")
+    parser.add_class_arguments(ModelOptions, as_group=False, skip=_NOT_OF_GENERATION)
+    parser.add_argument("--prompt", type=Path | None, default=None, help="File whose text is gone on from, as it is.")
+    parser.add_argument("--trace", type=Path | None, default=None, help="Folder of a tree that locality has written.")
+    parser.add_argument("--out", type=Path, default=Path("locality"), help="Folder of the report and of the tree.")
+    parser.add_class_arguments(Sampling, as_group=False)
+    parser.add_class_arguments(Limits, as_group=False)
+    parser.add_class_arguments(Generation, as_group=False, skip={"sampling", "limits"})
+    parser.add_class_arguments(Compiling, as_group=False)
+    parser.add_class_arguments(Comparison, as_group=False)
+    return parser
+
+
+# Windows are for documents.
+_NOT_OF_GENERATION = {"model", "max_length", "stride"}
+
+
 def _add_reading(parser: OneLineParser) -> None:
     """Options of what is read, and of how the model reads it."""
     parser.add_class_arguments(EvaluatedData, as_group=False)
@@ -165,8 +204,12 @@ def _refuse_what_a_sketch_lacks(options: Namespace) -> None:
 
 def _refuse_what_a_trace_has(options: Namespace) -> None:
     """Refuse options of a recording that is there already; --max_tokens takes the first tokens of it."""
-    for field in (*fields(EvaluatedData), *fields(ModelOptions)):
-        if field.name not in ("model", "max_tokens") and options[field.name] != field.default:
+    _refuse_what_it_has(options, (EvaluatedData, ModelOptions), but={"model", "max_tokens"})
+
+
+def _refuse_what_it_has(options: Namespace, kinds: Sequence[type[Any]], but: Set[str]) -> None:
+    for field in (field for kind in kinds for field in fields(kind)):
+        if field.name in options and field.name not in but and options[field.name] != field.default:
             fail(f"--{field.name} ({options[field.name]}) must not be given with --trace, which has it; leave it out")
 
 
@@ -177,6 +220,29 @@ def _perplexity(options: Namespace, command: str) -> None:
 def _perturb(options: Namespace, command: str) -> None:
     model, data = _settings(ModelOptions, options), _settings(EvaluatedData, options)
     perturb_command(model, data, _settings(Perturbations, options), options.out, command)
+
+
+def _locality(options: Namespace, command: str) -> None:
+    if (options.model is None) == (options.trace is None):
+        fail(f"--model ({options.model}) or --trace ({options.trace}) must be given, and not both; give one of them")
+    model = None
+    if options.trace is not None:
+        if options.prompt is not None:
+            fail(f"--prompt ({options.prompt}) must not be given with --trace, which has it; leave it out")
+        _refuse_what_it_has(options, (ModelOptions, Sampling, Limits, Generation), but={"model", "seed"})
+    elif options.prompt is None:
+        fail("--prompt (None) must be a file whose text the model goes on from; give one")
+    else:
+        model = ModelOptions(model=options.model, dtype=options.dtype, device=options.device)
+    generation = Generation(
+        sampling=_settings(Sampling, options),
+        limits=_settings(Limits, options),
+        batch_size=options.batch_size,
+        num_samples=options.num_samples,
+        num_beams=options.num_beams,
+    )
+    compiling, comparison = _settings(Compiling, options), _settings(Comparison, options)
+    locality_command(model, options.prompt, options.trace, generation, compiling, comparison, options.out, command)
 
 
 def _compare(options: Namespace, command: str) -> None:

@@ -241,11 +241,12 @@ def _run_of_documents(
         **model_identity(opened.model),
         **documents_identity(documents),
         "versions": provenance(),
-        "created": _now(),
+        "created": now(),
     }
 
 
-def _now() -> str:
+def now() -> str:
+    """The date and time, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -282,5 +283,5 @@ def _run_of_trace(trace: RoutingTrace, command: str, options: Options) -> dict[s
         "layer_names": list(header.layer_names),
         "seed": options.seed,
         "versions": provenance(),
-        "created": _now(),
+        "created": now(),
     }

@@ -1,7 +1,11 @@
 """Results as tables for a terminal of 80 columns."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pathmoe_eval.evaluation.perplexity import PerplexityResult
 from pathmoe_eval.perturbations.robustness import Robustness
+from pathmoe_eval.reports.locality_summary import level_name, pairs_name
 from pathmoe_eval.reports.summary import perturbed_name
 
 
@@ -36,3 +40,23 @@ def robustness_lines(result: Robustness) -> list[str]:
             f"paths are of {source}",
         ]
     return lines
+
+
+def locality_lines(sections: Mapping[str, Any]) -> list[str]:
+    """Sections of a study of locality as tables for the terminal: programs, and overlap by the identity of tokens."""
+    lines = [f"{'':8} {'completed':>9} {'compiled':>9} {'groups':>7} {'largest':>8}"]
+    for level in sections["equivalence"]["levels"]:
+        largest = f"{level['largest'][0]['share_of_compiled']:.1%}" if level["largest"] else ""
+        lines.append(
+            f"{level_name(level):8} {level['num_completed']:9,} {level['num_compiled']:9,} "
+            f"{len(level['groups']):7,} {largest:>8}".rstrip()
+        )
+    lines += ["", f"{'Jaccard of expert sets':36} {'pairs':>6} {'same token':>15} {'different':>15}"]
+    for one in sections["decomposition"]:
+        cells = []
+        for key in ("same_token", "different_token"):
+            found = one[key]
+            cells.append("" if found["jaccard"] is None else f"{found['jaccard']:.3f} ({found['multiple']:.1f}x)")
+        lines.append(f"{pairs_name(one):36} {one['num_pairs']:6,} {cells[0]:>15} {cells[1]:>15}".rstrip())
+    null = sections["decomposition"][0]["jaccard_null_uniform_ratio"]
+    return [*lines, f"x: times the {null:.4f} of independent uniform sets"]

@@ -104,17 +104,17 @@ def _render_swaps(body: str, kind: str) -> str:
 
 
 def _render_comments(body: str, summary: str, rng: random.Random) -> str:
-    """Put the summary above the function and write the `//~` lines, in one comment style, or leave both out."""
-    style = rng.choice(("none", "summary", "line", "block", "doc"))
-    line = {"line": r"\1// \2\n", "block": r"\1/* \2 */\n", "doc": r"\1/* \2 */\n"}.get(style, "")
-    body = re.sub(r"^( *)//~ (.*)\n", line, body, flags=re.MULTILINE)
-    head = {
-        "none": "",
-        "summary": f"/* {summary} */\n",
-        "line": f"// {summary}\n",
-        "block": f"/*\n * {summary}\n */\n",
-        "doc": f"/**\n * @brief {summary}\n */\n",
-    }[style]
+    """Put the summary above the function, or not, and write the `//~` lines, or leave them out, whatever is above."""
+    body = re.sub(r"^( *)//~ (.*)\n", rng.choice(("", r"\1// \2\n", r"\1/* \2 */\n")), body, flags=re.MULTILINE)
+    head = rng.choice(
+        (
+            "",
+            f"/* {summary} */\n",
+            f"// {summary}\n",
+            f"/*\n * {summary}\n */\n",
+            f"/**\n * @brief {summary}\n */\n",
+        )
+    )
     return re.sub(r"^(?=[^\n]*\$f\()", lambda _: head, body, count=1, flags=re.MULTILINE)
 
 

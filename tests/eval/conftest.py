@@ -2,14 +2,10 @@
 
 # Shapes: N tokens, M documents, L MoE layers, K experts per token, E experts.
 
-import functools
-import itertools
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from pathmoe.data import train_bpe
+from pathmoe.data import encode, train_bpe
 
 ROUTERS = {path.stem: path for path in (Path(__file__).resolve().parents[2] / "configs" / "routers").glob("*.yaml")}
 OURS = ("indep", "path_b4", "mono_b8", "omni", "x_moe", "recurrent", "low_rank")
@@ -209,100 +205,96 @@ def count_in_parts() -> CountInParts:
     return count
 
 
-MakeReport = Callable[..., dict[str, Any]]
-"""From what a report is to differ in to a report with every section, as it is read from its file."""
+PlantTree = Callable[..., Any]
+"""From the tokens after the prompt of each completion, which share what they begin with, and the experts of a node as a
+function of (token id, depth, node), [layers][experts per token], to their tree."""
+
+
+def _plant(
+    completions: list[list[int]],
+    experts: Callable[[int, int, int], list[list[int]]],
+    num_experts: int,
+    prompt: tuple[int, ...] = (0, 0),
+    is_cut: tuple[int, ...] = (),
+) -> Any:
+    from pathmoe_eval.generation.tree import GenerationTree
+
+    parents, tokens, nodes = [*range(-1, len(prompt) - 1)], [*prompt], {}
+    ends: dict[int, int] = {}
+    for index, completion in enumerate(completions):
+        last = len(prompt) - 1
+        for length, token in enumerate(completion, start=1):
+            # The last token of a completion is its own, even where another has the same.
+            key = (*completion[:length], *((-1 - index,) if length == len(completion) else ()))
+            if key not in nodes:
+                nodes[key] = len(parents)
+                parents.append(last)
+                tokens.append(token)
+            last = nodes[key]
+        ends[last] = 2 if index in is_cut else 1
+    num_nodes = len(parents)
+    depths = [0] * num_nodes
+    for node in range(1, num_nodes):
+        depths[node] = depths[parents[node]] + 1
+    ids_NLK = np.array([experts(tokens[node], depths[node], node) for node in range(num_nodes)], dtype=np.uint8)
+    return GenerationTree(
+        num_layers=ids_NLK.shape[1],
+        num_experts=num_experts,
+        num_experts_per_tok=ids_NLK.shape[2],
+        vocab_size=1000,
+        prompt_length=len(prompt),
+        parent_N=np.array(parents, dtype=np.int64),
+        token_ids_N=np.array(tokens, dtype=np.int32),
+        log_probability_N=np.zeros(num_nodes, dtype=np.float32),
+        expert_ids_NLK=ids_NLK,
+        has_routing_N=np.array([node not in ends for node in range(num_nodes)]),
+        end_N=np.array([ends.get(node, 0) for node in range(num_nodes)], dtype=np.uint8),
+        fork_mass_N=np.full(num_nodes, np.nan, dtype=np.float32),
+    )
 
 
 @pytest.fixture(scope="session")
-def make_report(tmp_path_factory: pytest.TempPathFactory) -> MakeReport:
-    """Reports of random routing, made by the accumulators."""
-    made = functools.cache(lambda **fields: json.dumps(_report(tmp_path_factory.mktemp("trace") / "trace", **fields)))
-    return lambda **fields: json.loads(made(**fields))
+def plant_tree() -> PlantTree:
+    """Plant a tree."""
+    return _plant
 
 
-def _report(
-    folder: Path,
-    num_tokens: int = 300,
-    num_experts: int = 6,
-    num_experts_per_tok: int = 2,
-    router_of_layer: tuple[int, ...] = (0, 0, 1, 1, 1),
-    model: str = "runs/one/last.ckpt",
-    seed: int = 0,
-    sketch: bool = False,
-) -> dict[str, Any]:
-    from pathmoe_eval.analysis import Options, analyse
-    from pathmoe_eval.classes.text_classes import text_classes
-    from pathmoe_eval.experts.saturation import SaturationCounts
-    from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER, PerturbedSums, robustness
-    from pathmoe_eval.reports.report import FORMAT
-    from pathmoe_eval.traces.routing_chunk import RoutingChunk
-    from pathmoe_eval.traces.trace import open_trace
-    from pathmoe_eval.traces.trace_header import TraceHeader
-    from pathmoe_eval.traces.trace_writer import TraceWriter
+PROMPT = "int f(int a, int b) {\n"
+ENDINGS = (
+    "    return a + b;\n}\n",
+    "    /* the sum */\n    return a + b;\n}\n",
+    "\n    return a + b;\n}\n",
+    "    return a + b;\n}\n",
+    "    return a - b;\n}\n",
+    "    return a - b; // less\n}\n",
+    "    return a * b;\n}\n",
+    "    return a * c;\n}\n",
+)
+"""Of the first four, one group of equal assembly, the next two another, one alone; the last does not compile."""
 
-    rng = np.random.default_rng(seed)
-    num_layers = len(router_of_layer)
-    shape = {"num_layers": num_layers, "num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
-    bpe = train_bpe(["a few words to learn from, 12 of them or more"], 290)
-    header = TraceHeader(
-        **shape, layer_names=tuple(f"layers.{layer}" for layer in range(num_layers)), router_of_layer=router_of_layer,
-        model=model, tokenizer="", data="data.jsonl", vocab_size=290, has_weights=False, has_logits=True,
-        has_predicted_ids=False,
-    )  # fmt: skip
-    # Layers resemble each other, so that figures differ from what chance gives.
-    own_NE = rng.normal(size=(num_tokens, 1, num_experts))
-    logits_NLE = (own_NE + rng.normal(size=(num_tokens, num_layers, num_experts))).astype(np.float32)
-    expert_ids_NLK = np.argsort(-logits_NLE, axis=-1)[..., :num_experts_per_tok].astype(np.uint8)
-    token_ids_N = rng.integers(0, 290, num_tokens)
-    bounds = np.linspace(0, num_tokens, 5).astype(int)
-    with TraceWriter(folder, header) as writer:
-        for document, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
-            chunk = RoutingChunk(
-                expert_ids_NLK=expert_ids_NLK[first:last], token_ids_N=token_ids_N[first:last],
-                starts_S1=np.array([0, last - first]), logits_NLE=logits_NLE[first:last],
-            )  # fmt: skip
-            writer.append(chunk, names=[f"document {document}"], domains=[("news", "code")[document % 2]])
-    sections = analyse(open_trace(folder), bpe, text_classes, Options(sets=not sketch, sketch=sketch))
-    later = SaturationCounts(**shape)
-    later.update(expert_ids_NLK, np.roll(expert_ids_NLK, 1, axis=0), token_ids_N, token_ids_N)
-    free_M, tokens_M = 4.0 * np.diff(bounds), np.diff(bounds)
-    perturbed = [
-        PerturbedSums(intervention=name, setting=setting, nats_RM=free_M + rng.uniform(0, 2, (3, 1)) * tokens_M)
-        for name, setting in ((PER_LAYER, None), (PER_BLOCK, None), ("logit noise", 0.5))
-    ]
-    report = {
-        "format": FORMAT,
-        "run": {
-            "command": f"pathmoe-eval paths --model {model}", "model": model, "data": "data.jsonl",
-            "num_tokens": num_tokens, "num_sequences": 4, **shape, "router_of_layer": router_of_layer,
-            "layer_names": header.layer_names, "seed": 0, "versions": {"torch": "2.13.0", "triton": None},
-            "created": "2026-01-01T00:00:00+00:00",
-        },
-        "sections": sections | {
-            "perplexity": asdict(_perplexity(rng, bounds)),
-            "saturation": asdict(later.result()),
-            "perturbation": asdict(robustness(free_M, tokens_M, perturbed, router_of_layer, num_resamples=50)),
-        },
+
+class ProgramTree(NamedTuple):
+    """Programs of a prompt as a tree, with what a study is told of it."""
+
+    tree: Any
+    tokenizer: Any
+    made_from: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def program_tree() -> ProgramTree:
+    """A tree whose completions are `ENDINGS`; in two layers the token alone decides the experts, in one its depth."""
+    bpe = train_bpe([PROMPT + ending for ending in ENDINGS], 300)
+    prompt_ids = [bpe.bos_token_id, *encode(bpe, [PROMPT])[0]]
+
+    def experts(token: int, depth: int, _: int) -> list[list[int]]:
+        return [[token % 3, 3 + token % 5], [token % 4, 4 + token % 3], [depth % 4, 4 + depth % 3]]
+
+    completions = [[*ids, bpe.eos_token_id] for ids in encode(bpe, ENDINGS)]
+    made_from = {
+        "model": "runs/one/last.ckpt", "model_hash": "0" * 16, "dtype": "float32", "prompt": PROMPT,
+        "prompt_ids": prompt_ids, "prompt_file": None, "method": "tree", "num_forwarded": 100, "num_read_again": 0,
+        "bytes_per_expert": 1000, "router_of_layer": [0, 0, 1], "layer_names": ["0", "1", "2"],
+        "sampling": {"max_new_tokens": 64}, "limits": {"order": "breadth"}, "num_samples": 0, "num_beams": 0,
     }  # fmt: skip
-    return report
-
-
-def _perplexity(rng: np.random.Generator, bounds: NDArray[np.int64]) -> Any:
-    from pathmoe_eval.evaluation.evaluated_data import EvaluatedDocument
-    from pathmoe_eval.evaluation.perplexity import perplexity
-    from pathmoe_eval.evaluation.scoring import TokenScores
-
-    lengths_M = np.diff(bounds)
-    documents = [
-        EvaluatedDocument(
-            name=f"document {document}", domain=("news", "code")[document % 2], text="", token_ids=np.arange(length),
-            token_bytes=np.full(length, 3.0),
-        )
-        for document, length in enumerate(lengths_M.tolist())
-    ]  # fmt: skip
-    position_N = np.concatenate([np.arange(1, length) for length in lengths_M])
-    scores = TokenScores(
-        document_N=np.repeat(np.arange(len(lengths_M)), lengths_M - 1), position_N=position_N, token_id_N=position_N,
-        log_probability_N=-rng.uniform(1, 7, len(position_N)),
-    )  # fmt: skip
-    return perplexity(scores, documents, num_resamples=50)
+    return ProgramTree(_plant(completions, experts, 8, prompt=tuple(prompt_ids)), bpe, made_from)

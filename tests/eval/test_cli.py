@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCau
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import train_bpe
 from pathmoe.training.export import export_model
-from pathmoe_eval.cli import main
+from pathmoe_eval.cli import main, with_underscores
 from pathmoe_eval.paths.paths import path_entropy
 from pathmoe_eval.traces.trace import open_trace
 
@@ -66,10 +66,21 @@ def run(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callab
     return call
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("--max-tokens", "--max_tokens"), ("--text-key=a-b", "--text_key=a-b"), ("a-b", "a-b"), ("-h", "-h"),
+        ("--out", "--out"), ("--", "--"),
+    ],
+)  # fmt: skip
+def test_options_may_be_written_with_hyphens(given: str, taken: str) -> None:
+    assert with_underscores(given) == taken
+
+
 def test_help_names_the_commands() -> None:
     command = [sys.executable, "-c", "from pathmoe_eval.cli import main; main()", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(name in shown for name in ("paths", "perplexity", "record", "perturb", "compare"))
+    assert all(name in shown for name in ("paths", "perplexity", "record", "perturb", "locality", "compare"))
 
 
 @pytest.mark.parametrize("model", ["ours", "olmoe"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pathmoe_eval.evaluation.perplexity import DomainPerplexity, PerplexityResult, PerplexityWithInterval
 from pathmoe_eval.perturbations.robustness import PerturbedPerplexity, Robustness
-from pathmoe_eval.terminal_tables import perplexity_lines, robustness_lines
+from pathmoe_eval.terminal_tables import locality_lines, perplexity_lines, robustness_lines
 
 FIGURES: dict[str, Any] = {"num_documents": 3, "num_tokens": 123_456_789, "num_bytes": 1e9, "nats": 5e8}
 
@@ -115,3 +115,28 @@ def test_nothing_is_shown_as_minus_zero(value: float) -> None:
     total = replace(perplexity([]).total, bits_per_byte=value)
     lines += perplexity_lines(replace(perplexity([]), total=total))
     assert not re.search(r"-0\.0*(\s|$)", "\n".join(lines))
+
+
+def level(num_compiled: int, language: str = "c") -> dict[str, Any]:
+    share = {"num_groups": 1, "num_programs": 2, "share_of_completed": 0.25, "share_of_compiled": 0.5}
+    return {
+        "level": "O1", "language": language, "num_completed": 123_456, "num_compiled": num_compiled,
+        "groups": [{}] * bool(num_compiled), "largest": [share] * bool(num_compiled),
+    }  # fmt: skip
+
+
+def test_a_study_has_its_groups_and_its_overlap() -> None:
+    found = {"jaccard": 0.5, "multiple": 31.5}
+    one = {
+        "relation": "siblings", "grouping": "within", "alignment": "position", "num_pairs": 123_456,
+        "same_token": found, "different_token": found | {"jaccard": None}, "jaccard_null_uniform_ratio": 0.0159,
+    }  # fmt: skip
+    sections = {"equivalence": {"levels": [level(9), level(0), level(9, "python")]}, "decomposition": [one]}
+    lines = locality_lines(sections)
+    assert lines[1].split() == ["-O1", "123,456", "9", "1", "50.0%"]
+    assert lines[2].split() == ["-O1", "123,456", "0", "0"]
+    assert lines[3].split()[0] == "1"
+    assert lines[6].startswith("siblings within groups, by position")
+    assert lines[6].split()[-3:] == ["123,456", "0.500", "(31.5x)"]
+    assert lines[7] == "x: times the 0.0159 of independent uniform sets"
+    assert all(len(line) <= 80 for line in lines)

@@ -47,6 +47,12 @@ class EvaluatedModel:
         return int(embedding.weight.shape[0])
 
     @property
+    def tokenizer_place(self) -> str:
+        """The name of the tokenizer, so that it is found from any folder."""
+        name = str(self.tokenizer.name_or_path)
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of a training sequence: of its run, else `max_position_embeddings`; None where neither is there."""
         if self.run_data is not None:

@@ -67,7 +67,7 @@ def record(
             layer_names=tuple(layer.name for layer in recorder.layers),
             router_of_layer=recorder.router_of_layer,
             model=model.name,
-            tokenizer=_place(model.tokenizer.name_or_path),
+            tokenizer=model.tokenizer_place,
             data=data,
             vocab_size=model.vocab_size,
             has_weights=False,
@@ -77,11 +77,6 @@ def record(
         )
         with TraceWriter(folder, header) as writer:
             return join_scores(_append_all(writer, recorder, documents, first, routing, batches))
-
-
-def _place(tokenizer: str) -> str:
-    """The name of a tokenizer, so that it is found from any folder."""
-    return str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer
 
 
 def score_function(config: PreTrainedConfig, routing: RecordedRouting) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from pathmoe_eval.evaluation.identity import model_identity
 from pathmoe_eval.generation.beam_search import beam_search
 from pathmoe_eval.generation.decoder import Decoder
 from pathmoe_eval.generation.journal import Journal
-from pathmoe_eval.generation.search import Limits, SearchedTree, tree_search
+from pathmoe_eval.generation.search import Limits, SearchedTree, check_prompt, tree_search
 from pathmoe_eval.generation.segments import Sampling
 from pathmoe_eval.generation.tree_files import write_tree
+from pathmoe_eval.traces.moe_layers import MoELayer
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -51,7 +52,9 @@ class Generation:
         return "beams" if self.num_beams else "samples" if self.num_samples else "tree"
 
 
-def generate(model: EvaluatedModel, prompt: str, generation: Generation, folder: Path) -> SearchedTree:
+def generate(
+    model: EvaluatedModel, prompt: str, generation: Generation, folder: Path, prompt_file: Path | None = None
+) -> SearchedTree:
     """Continue a prompt, and write `tree.arrow` and `journal.jsonl` into a folder.
 
     The journal lets a search that was interrupted go on, and one with higher limits use what another has decoded. The
@@ -62,6 +65,7 @@ def generate(model: EvaluatedModel, prompt: str, generation: Generation, folder:
         prompt: text to go on from; text that spells a special token stays text.
         generation: how.
         folder: made if it is not there.
+        prompt_file: that the prompt is from; the tree names it.
 
     Raises:
         ValueError: a prompt without tokens, or that with `max_new_tokens` is longer than the model can read; a model
@@ -77,16 +81,18 @@ def generate(model: EvaluatedModel, prompt: str, generation: Generation, folder:
     search = {
         "model": model.name,
         **model_identity(model.model),
-        "tokenizer": _place(model.tokenizer.name_or_path),
+        "tokenizer": model.tokenizer_place,
         "prompt": prompt,
         "prompt_ids": prompt_ids,
         "eos_ids": sorted(eos_ids),
         "method": generation.method,
         "sampling": asdict(sampling),
     }
-    with Journal(folder / JOURNAL_FILE, search) as journal, Decoder(model.model) as decoder:
+    check_prompt(prompt_ids, model.vocab_size)
+    # A model without routers leaves no journal.
+    with Decoder(model.model) as decoder, Journal(folder / JOURNAL_FILE, search) as journal:
         searched = _searched(decoder, prompt_ids, generation, eos_ids, model.vocab_size, journal)
-        write_tree(folder, searched.tree, _made_from(search, generation, searched, decoder))
+        write_tree(folder, searched.tree, _made_from(search, generation, searched, decoder, prompt_file))
     return searched
 
 
@@ -157,10 +163,15 @@ def _searched(
 
 
 def _made_from(
-    search: Mapping[str, Any], generation: Generation, searched: SearchedTree, decoder: Decoder
+    search: Mapping[str, Any],
+    generation: Generation,
+    searched: SearchedTree,
+    decoder: Decoder,
+    prompt_file: Path | None,
 ) -> dict[str, Any]:
     return {
         **search,
+        "prompt_file": None if prompt_file is None else str(prompt_file.resolve()),
         "limits": asdict(generation.limits),
         "batch_size": generation.batch_size,
         "num_samples": generation.num_samples,
@@ -168,17 +179,21 @@ def _made_from(
         "num_forwarded": searched.num_forwarded,
         "num_read_again": searched.num_read_again,
         "num_forwards": decoder.num_steps,
+        "bytes_per_expert": bytes_per_expert(decoder.recorder.layers),
         "layer_names": [layer.name for layer in decoder.recorder.layers],
         "router_of_layer": list(decoder.recorder.router_of_layer),
         "versions": provenance(),
     }
 
 
+def bytes_per_expert(layers: Sequence[MoELayer]) -> int:
+    """Bytes of one expert's parameters as they are loaded, mean over layers and experts."""
+    sizes = [
+        parameter.numel() * parameter.element_size() for layer in layers for parameter in layer.experts.parameters()
+    ]
+    return max(1, round(sum(sizes) / sum(layer.num_experts for layer in layers)))
+
+
 def _max_length(model: EvaluatedModel) -> int | None:
     length = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     return None if length is None else int(length)
-
-
-def _place(tokenizer: str) -> str:
-    """The name of a tokenizer, so that it is found from any folder."""
-    return str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer

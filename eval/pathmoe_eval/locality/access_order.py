@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathmoe_eval.generation.tree import GenerationTree
+from pathmoe_eval.locality.even_choice import even_choice
 from pathmoe_eval.locality.union_growth import sample_nodes
 
 
@@ -37,13 +38,17 @@ class AccessOrder:
         return is_accessed_TE
 
 
-def one_after_another(tree: GenerationTree) -> AccessOrder:
+def one_after_another(tree: GenerationTree, max_samples: int | None = None) -> AccessOrder:
     """Completions in their order, a token at a time.
+
+    Args:
+        tree: the tree.
+        max_samples: completions at most, evenly chosen in their order; None takes all.
 
     Raises:
         ValueError: no completion has a generated token with routing.
     """
-    node_MS = _some_nodes(tree)
+    node_MS = _some_nodes(tree, max_samples)
     has_node_MS = node_MS >= 0
     node_J = node_MS[has_node_MS]
     lengths_M = has_node_MS.sum(axis=1)
@@ -57,13 +62,17 @@ def one_after_another(tree: GenerationTree) -> AccessOrder:
     )
 
 
-def side_by_side(tree: GenerationTree) -> AccessOrder:
-    """All completions together, a step at a time, from the first generated tokens on.
+def side_by_side(tree: GenerationTree, max_samples: int | None = None) -> AccessOrder:
+    """Completions together, a step at a time, from the first generated tokens on.
+
+    Args:
+        tree: the tree.
+        max_samples: completions at most, evenly chosen in their order; None takes all.
 
     Raises:
         ValueError: no completion has a generated token with routing.
     """
-    node_SM = _some_nodes(tree).T
+    node_SM = _some_nodes(tree, max_samples).T
     step_J, sample_J = np.nonzero(node_SM >= 0)
     return AccessOrder(
         name="parallel",
@@ -74,10 +83,13 @@ def side_by_side(tree: GenerationTree) -> AccessOrder:
     )
 
 
-def _some_nodes(tree: GenerationTree) -> NDArray[np.int64]:
+def _some_nodes(tree: GenerationTree, max_samples: int | None) -> NDArray[np.int64]:
     node_MS = sample_nodes(tree)
-    if not (node_MS >= 0).any():
+    # Completions that were never fed a generated token ask for nothing.
+    node_MS = node_MS[(node_MS >= 0).any(axis=1)]
+    if not len(node_MS):
+        num_completions = len(tree.completions())
         raise ValueError(
-            f"tree.completions ({len(node_MS)}) must have generated tokens with routing; generate more of them"
+            f"tree.completions ({num_completions}) must have generated tokens with routing; generate more of them"
         )
-    return node_MS
+    return node_MS if max_samples is None else node_MS[even_choice(len(node_MS), max_samples)]

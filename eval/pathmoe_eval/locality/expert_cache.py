@@ -40,7 +40,8 @@ class CacheSimulation:
     """A cache of experts in each layer, over the recorded routing of a tree's completions.
 
     The second half of the accesses counts; the first only fills the caches and chooses the static experts. Over all
-    accesses from an empty cache none has more hits than "belady"; over a half, none has more by more than num_resident.
+    accesses from an empty cache neither "lru" nor "lfu" has more hits than "belady"; over a half, neither has more by
+    more than num_resident. Static experts may: what passes by needs room beside them, of k experts.
     """
 
     order: str

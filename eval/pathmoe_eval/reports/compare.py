@@ -27,7 +27,7 @@ from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_h
 from pathmoe_eval.reports.path_figures import rarefaction_figure, zipf_figure
 from pathmoe_eval.reports.perturbation_figure import perturbation_figure
 from pathmoe_eval.reports.report import read_report
-from pathmoe_eval.reports.summary import SummaryRow
+from pathmoe_eval.reports.summary_row import SummaryRow
 
 PAGE_FILE = "index.html"
 TABLE_FILE = "comparison.md"
@@ -215,19 +215,19 @@ def _reports_table(reports: Mapping[str, Report]) -> Table:
 
 
 def _cell(row: SummaryRow | None) -> Words:
-    return Words(UNDEFINED) if row is None else Words(row.value, f"{row.context}; {row.num_tokens:,} tokens")
+    return Words(UNDEFINED) if row is None else Words(row.value, f"{row.context}; {row.num_tokens:,} {row.unit}")
 
 
 def _markdown(rows: Mapping[str, Sequence[SummaryRow | None]], reports: Mapping[str, Report], notes: list[str]) -> str:
     table = [["", *reports], ["---"] * (1 + len(reports))]
     table += [[name, *map(_cell_text, of_reports)] for name, of_reports in rows.items()]
     lines = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in table]
-    reading = "In brackets: the 95% interval over documents, chance or a bound, and the tokens."
+    reading = "In brackets: the 95% interval, over documents or forks, chance or a bound, and the sample."
     return "\n\n".join([*map(_in_markdown, notes), "\n".join(lines), reading]) + "\n"
 
 
 def _cell_text(row: SummaryRow | None) -> str:
-    return UNDEFINED if row is None else f"{row.value} ({row.context}; {row.num_tokens:,})"
+    return UNDEFINED if row is None else f"{row.value} ({row.context}; {row.num_tokens:,} {row.unit})"
 
 
 def _in_markdown(text: str) -> str:

@@ -12,14 +12,8 @@ from typing import Any
 
 from pathmoe_eval.reports.number_format import bits, count, percent, standard_error
 from pathmoe_eval.reports.report import facts_of
-from pathmoe_eval.reports.summary import (
-    SUMMARY_OF_SECTION,
-    Ends,
-    SummaryRow,
-    concentration_rows,
-    interval_ends,
-    rows_by_section,
-)
+from pathmoe_eval.reports.summary import SUMMARY_OF_SECTION, concentration_rows, interval_ends, rows_by_section
+from pathmoe_eval.reports.summary_row import Ends, SummaryRow
 
 Report = Mapping[str, Any]
 

@@ -29,6 +29,8 @@ class Panel:
     """How to read it, and what chance gives."""
     num_tokens: int
     """Tokens behind its numbers."""
+    unit: str = "tokens"
+    """What `num_tokens` counts, where it is something else."""
     is_wide: bool = False
     """Whether it takes the whole width, and scrolls in a narrow window."""
 
@@ -141,7 +143,7 @@ def _panel(panel: Panel, number: int) -> str:
         f'<figure class="{kind}"><h3>{shown(panel.title)}</h3>'
         f'<div class="scroll"><div class="plot" id="figure-{number}" style="height:{height}px" role="img" '
         f'aria-label="{shown(panel.title)}"></div></div>'
-        f'<figcaption>{shown(panel.reading)} <span class="count">{panel.num_tokens:,} tokens.</span></figcaption>'
+        f'<figcaption>{shown(panel.reading)} <span class="count">{panel.num_tokens:,} {panel.unit}.</span></figcaption>'
         "</figure>"
     )
 

@@ -10,6 +10,14 @@ from typing import Any
 from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.evaluation.identity import compared_keys
 from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
+from pathmoe_eval.reports.locality_chapters import (
+    cache_chapter,
+    decomposition_chapter,
+    equivalence_chapter,
+    phases_chapter,
+    tree_chapter,
+    union_chapter,
+)
 from pathmoe_eval.reports.number_format import count
 from pathmoe_eval.reports.page import Cell, Chapter, Table, Words, page_html
 from pathmoe_eval.reports.path_chapters import concentration_chapter, flow_chapter, separation_chapter, tokens_chapter
@@ -29,10 +37,14 @@ PAGE_FILE = "index.html"
 
 # What else a command may have put into the folder before its report.
 TRACE_FOLDER = "trace"
+TREE_FOLDER = "tree"
 
 # Every analysis has the one; what is none has the others.
 _ANALYSED = "load"
 _NOT_OF_AN_ANALYSIS = ("perplexity", "perturbation", "saturation")
+
+# What every study of a tree has.
+_STUDIED = "tree"
 
 _ALWAYS_KNOWN = ("model", "data", "num_tokens")
 
@@ -74,7 +86,7 @@ def refuse_another_report(folder: Path, run: Mapping[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out ({folder}) must be a folder, but is a file; choose another")
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
-    foreign = sorted(names - {REPORT_FILE, PAGE_FILE, TRACE_FOLDER})
+    foreign = sorted(names - {REPORT_FILE, PAGE_FILE, TRACE_FOLDER, TREE_FOLDER})
     if foreign or (PAGE_FILE in names and REPORT_FILE not in names):
         found = foreign[0] if foreign else PAGE_FILE
         raise ValueError(f"--out ({folder}) must hold nothing but a report, but holds {found}; choose another folder")
@@ -134,11 +146,14 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def report_page(report: Mapping[str, Any]) -> str:
     """The page of a report, as `read_report` gives it."""
     facts = facts_of(report)
-    return page_html(f"Expert paths of {facts['model']}", _subtitle(facts), report_chapters(report, facts))
+    about = "Routing locality" if _STUDIED in report["sections"] else "Expert paths"
+    return page_html(f"{about} of {facts['model']}", _subtitle(facts), report_chapters(report, facts))
 
 
 def _subtitle(facts: Mapping[str, Any]) -> str:
     parts = [str(facts["data"]), f"{facts['num_tokens']:,} tokens"]
+    if "num_generated" in facts:
+        parts.append(f"{facts['num_generated']:,} generated")
     if "num_sequences" in facts:
         parts.append(f"{facts['num_sequences']:,} sequences")
     if "num_layers" in facts:
@@ -167,6 +182,12 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
         "vocabulary": lambda section: [vocabulary_chapter(section)],
         "saturation": lambda section: [saturation_chapter(section)],
         "perturbation": lambda section: [perturbation_chapter(section)],
+        "tree": lambda section: [tree_chapter(section)],
+        "equivalence": lambda section: [equivalence_chapter(section)],
+        "decomposition": lambda section: [decomposition_chapter(section)],
+        "union_growth": lambda section: [union_chapter(section)],
+        "caches": lambda section: [cache_chapter(section)],
+        "phases": lambda section: [phases_chapter(section)],
     }
     shown = [chapter for name, make in chapters.items() if name in sections for chapter in make(sections[name])]
     return [_summary(sections), *shown, _runs(_runs_of(report))]
@@ -174,10 +195,10 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
 
 def _summary(sections: Mapping[str, Any]) -> Chapter:
     rows: list[list[Cell]] = [
-        [row.name, Words(row.value, row.interval), Words(row.beside), count(row.num_tokens)]
+        [row.name, Words(row.value, row.interval), Words(row.beside), f"{count(row.num_tokens)} {row.unit}"]
         for row in summary_rows(sections)
     ]
-    table = Table(title="", head=["figure", "value, 95% interval", "chance or bound", "tokens"], rows=rows)
+    table = Table(title="", head=["figure", "value, 95% interval", "chance or bound", "sample"], rows=rows)
     return Chapter(title="Summary", notes=_interval_notes(sections), parts=[table] if rows else [])
 
 

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from pathmoe_eval.reports.locality_summary import LOCALITY_ROWS
 from pathmoe_eval.reports.number_format import bits, count, percent, ratio, standard_error
-
-Section = Mapping[str, Any]
-Ends = Mapping[str, Sequence[float]]
-"""Lower and upper end of figures, by their places in a report: see `DocumentIntervals`."""
+from pathmoe_eval.reports.summary_row import Ends, Section, SummaryRow, between, mean
 
 SUSTAINED = 4
 """Layers from which on PathMoE (arXiv 2603.18297) calls engagement sustained."""
-
-
-class SummaryRow(NamedTuple):
-    """One figure."""
-
-    name: str
-    value: str
-    beside: str
-    """What chance gives, or a bound."""
-    num_tokens: int
-    interval: str = ""
-    """Its 95% interval over documents; empty where it has none."""
-
-    @property
-    def context(self) -> str:
-        """Interval and chance in one."""
-        return "; ".join(part for part in (self.interval, self.beside) if part)
 
 
 def summary_rows(sections: Mapping[str, Any]) -> list[SummaryRow]:
@@ -49,11 +30,6 @@ def rows_by_section(sections: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
 def interval_ends(sections: Mapping[str, Any]) -> Ends:
     """Those of the section `intervals`; none without it."""
     return sections["intervals"]["ends"] if "intervals" in sections else {}
-
-
-def between(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
-    """An interval as text; empty where there is none."""
-    return "" if ends is None else f"{form(ends[0])} to {form(ends[1])}"
 
 
 def perplexity_rows(section: Section, ends: Ends) -> list[SummaryRow]:
@@ -263,11 +239,6 @@ def _rise(perturbed: Section) -> str:
     return f"{rise:+z,.1f}%" + ("" if ends is None else f" ({ends[0]:+z,.1f}% to {ends[1]:+z,.1f}%)")
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
 SUMMARY_OF_SECTION: dict[str, Callable[[Any, Ends], list[SummaryRow]]] = {
     "perplexity": perplexity_rows,
     "concentration": concentration_rows,
@@ -277,4 +248,5 @@ SUMMARY_OF_SECTION: dict[str, Callable[[Any, Ends], list[SummaryRow]]] = {
     "router_scores": router_rows,
     "separation": separation_rows,
     "perturbation": perturbation_rows,
+    **LOCALITY_ROWS,
 }

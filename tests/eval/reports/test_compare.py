@@ -73,7 +73,11 @@ def test_the_table_has_a_row_for_each_figure_and_a_column_for_each_report(folder
     assert [line[0] for line in cells[2:]] == list(rows)
     for line, of_reports in zip(cells[2:], rows.values(), strict=True):
         for cell, row in zip(line[1:], of_reports, strict=True):
-            assert cell == UNDEFINED if row is None else cell == f"{row.value} ({row.context}; {row.num_tokens:,})"
+            assert (
+                cell == UNDEFINED
+                if row is None
+                else cell == f"{row.value} ({row.context}; {row.num_tokens:,} {row.unit})"
+            )
 
 
 def test_texts_are_plain_in_markdown(folders: list[Path]) -> None:

@@ -20,7 +20,8 @@ from pathmoe_eval.reports.comparison_rows import (
     unlike_runs,
 )
 from pathmoe_eval.reports.number_format import bits, count
-from pathmoe_eval.reports.summary import SummaryRow, rows_by_section
+from pathmoe_eval.reports.summary import rows_by_section
+from pathmoe_eval.reports.summary_row import SummaryRow
 
 
 def concentration_of(path_ids: np.ndarray, grid: list[int] | None = None) -> dict[str, Any]:

@@ -105,6 +105,12 @@ def test_24_layers_of_16_experts_are_drawn(make_report, tmp_path: Path) -> None:
     check(*opened(report_page(report), tmp_path, 400, dark=False), 400, 22)
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1200, True), (400, False)])
+def test_a_study_of_locality_is_drawn(make_report, study_sections, tmp_path: Path, width: int, dark: bool) -> None:
+    report = make_report() | {"sections": study_sections()}
+    check(*opened(report_page(report), tmp_path, width, dark=dark), width, 11)
+
+
 def test_a_comparison_is_drawn(make_report, tmp_path: Path) -> None:
     reports = {"one": make_report(), "two": make_report(router_of_layer=(0, 1, 2, 3, 4), num_tokens=500)}
     for width in (400, 1200):

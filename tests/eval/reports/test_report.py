@@ -92,6 +92,24 @@ def test_every_section_alone_makes_a_page(make_report) -> None:
     assert "Summary" not in Elements(report_page(part(report))).text
 
 
+def test_a_study_of_locality_has_its_own_title_and_its_tree_in_the_folder(
+    make_report, study_sections, tmp_path: Path
+) -> None:
+    report = make_report() | {"sections": study_sections()}
+    report["run"]["num_generated"] = 62
+    (tmp_path / "tree").mkdir()
+    write_report(tmp_path, report)
+    page = (tmp_path / PAGE_FILE).read_text(encoding="utf-8")
+    assert "<title>Routing locality of runs/one/last.ckpt</title>" in page
+    assert "62 generated" in Elements(page).text
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Summary", "The tree", "Equivalent programs", "Overlap of routing, by the identity of tokens",
+        "Experts that samples touch together", "What locality is worth to a cache", "Prefill and generation",
+        "How this was made",
+    ]  # fmt: skip
+
+
 def test_companions_lead_between_independent_routers_and_the_reason_is_shown(make_report) -> None:
     independent = make_report(router_of_layer=(0, 1, 2, 3, 4))
     shared = make_report(router_of_layer=(0, 0, 0, 1, 1))

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pathmoe_eval.reports.number_format import bits, count, percent, ratio
-from pathmoe_eval.reports.summary import SUMMARY_OF_SECTION, mean, perturbed_name, rows_by_section, summary_rows
+from pathmoe_eval.reports.summary import SUMMARY_OF_SECTION, perturbed_name, rows_by_section, summary_rows
+from pathmoe_eval.reports.summary_row import mean
 
 
 def named(sections: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
@@ -80,8 +81,8 @@ def test_companions_lead_between_independent_routers_and_indices_are_called_name
     assert names.index("Same index in neighbouring layers") < names.index("Agreement after matching experts")
 
 
-def test_only_sections_that_are_there_have_rows(make_report) -> None:
-    sections = make_report()["sections"]
+def test_only_sections_that_are_there_have_rows(make_report, study_sections) -> None:
+    sections = make_report()["sections"] | study_sections()
     assert summary_rows({}) == []
     assert list(rows_by_section({"flow": [], "load": sections["load"]})) == ["load"]
     assert list(rows_by_section(sections)) == [name for name in SUMMARY_OF_SECTION if name != "sketch"]
