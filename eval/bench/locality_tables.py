@@ -116,15 +116,16 @@ def _by_layer(reports: Mapping[str, Sections]) -> str:
 
 
 def _by_distance(reports: Mapping[str, Sections]) -> str:
-    rows, names = [], dict[str, None]()
+    rows: list[tuple[str, str, str, dict[str, str]]] = []
+    names: dict[str, None] = {}
     for name, sections in reports.items():
-        one = sections["decomposition"][0]
-        for key, kind in _KINDS:
-            values = {}
-            for part in one[key]["distances"]:
-                values[str(part["first_distance"])] = _three(part["jaccard"])
-            names |= dict.fromkeys(values)
-            rows.append((name, pairs_name(one), kind, values))
+        for one in sections["decomposition"]:
+            if (one["relation"], one["grouping"]) != ("any", "within"):
+                continue
+            for key, kind in _KINDS:
+                values = {str(part["first_distance"]): _three(part["jaccard"]) for part in one[key]["distances"]}
+                names |= dict.fromkeys(values)
+                rows.append((name, pairs_name(one), kind, values))
     return _table(
         ["model", "pairs", "token", *(f"from {distance}" for distance in names)],
         [[*row[:3], *(row[3].get(distance, UNDEFINED) for distance in names)] for row in rows],
@@ -150,15 +151,15 @@ def _caches(reports: Mapping[str, Sections]) -> str:
     sizes = next(iter(reports.values()))["caches"][0]["num_resident"]
     shown = [size for size in sizes if size in (sizes[0], sizes[-1] // 4, sizes[-1] * 3 // 8, sizes[-1] // 2)]
     for name, sections in reports.items():
-        for simulation in sections["caches"]:
+        for simulation in (one for one in sections["caches"] if one["start"] == "warm"):
             for one in simulation["policies"]:
                 rates, megabytes = one["hit_rate"], one["bytes_per_token"]
                 cells = [f"{percent(rates[sizes.index(s)])}, {megabytes[sizes.index(s)] / 1e6:.2f} MB" for s in shown]
-                rows.append([name, f"{simulation['order']}, {simulation['start']}", one["policy"], *cells])
+                rows.append([name, simulation["order"], one["policy"], *cells])
             lru = next(one for one in simulation["policies"] if one["policy"] == "lru")
             cells = [percent(lru["hit_rate_null_permuted"][sizes.index(size)]) for size in shown]
-            rows.append([name, f"{simulation['order']}, {simulation['start']}", "lru in random order", *cells])
-    return _table(["model", "order, start", "policy", *(f"{size} experts" for size in shown)], rows)
+            rows.append([name, simulation["order"], "lru in random order", *cells])
+    return _table(["model", "order", "policy", *(f"{size} experts" for size in shown)], rows)
 
 
 def _three(value: float | None) -> str:

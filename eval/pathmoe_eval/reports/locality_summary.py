@@ -89,7 +89,7 @@ def decomposition_rows(section: Sequence[Section], ends: Ends) -> list[SummaryRo
             if found["jaccard"] is None:
                 continue
             null = found["jaccard_null_matched"]
-            beside = f"{found['multiple']:.1f} times random, {percent(one['jaccard_null_uniform_ratio'])}"
+            beside = f"{found['multiple']:.1f} times random ({percent(one['jaccard_null_uniform_ratio'])})"
             rows.append(
                 SummaryRow(
                     f"Jaccard, {name}, {pairs_name(one)}",

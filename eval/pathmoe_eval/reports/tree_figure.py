@@ -36,7 +36,7 @@ def tree_figure(drawn: Section) -> go.Figure:
             figure.add_scatter(
                 x=x, y=y, name=name, mode="lines", line={"color": _COLOUR[name], "width": 1.5}, hoverinfo="skip"
             )
-    figure.update_yaxes(autorange="reversed", showticklabels=False, showgrid=False, zeroline=False)
+    figure.update_yaxes(autorange="reversed", showticklabels=False, ticks="", showgrid=False, zeroline=False)
     return figure
 
 

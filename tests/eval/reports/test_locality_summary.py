@@ -34,7 +34,7 @@ def test_overlap_stands_with_three_kinds_of_chance(study_sections) -> None:
     row = named(sections)["Jaccard, different token, across groups, by diff"]
     found = one["different_token"]
     assert row.value == percent(found["jaccard"]) and row.unit == "positions"
-    assert row.beside.startswith(f"{found['jaccard'] / (2 / 14):.1f} times random, {percent(2 / 14)}")
+    assert row.beside.startswith(f"{found['jaccard'] / (2 / 14):.1f} times random ({percent(2 / 14)})")
     assert row.num_tokens == found["num_positions"]
 
 
