@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pathmoe.training.errors import OneLineParser, with_one_line_errors
+from pathmoe.training.errors import OneLineParser, fail, with_one_line_errors
+from pathmoe_eval.reports.locality_chapters import DIFFERENCES, share_of_largest
 from pathmoe_eval.reports.locality_summary import level_name, pairs_name
 from pathmoe_eval.reports.number_format import UNDEFINED, count, percent
 from pathmoe_eval.reports.report import REPORT_FILE, read_report
@@ -22,8 +23,13 @@ def main() -> None:
 
 def _main() -> None:
     parser = OneLineParser(description="Tables of eval/RESULTS.md from reports of pathmoe-eval locality.")
-    parser.add_argument("reports", type=Path, nargs="+", help="Folders of the reports; their names become columns.")
+    parser.add_argument(
+        "reports", type=Path, nargs="+", help="Folders of the reports; their names stand in the tables."
+    )
     folders = parser.parse_args().reports
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        fail(f"reports ({', '.join(names)}) must be folders of different names, which stand in the tables; rename one")
     print(results({folder.name: read_report(folder / REPORT_FILE)["sections"] for folder in folders}))
 
 
@@ -34,7 +40,8 @@ def results(reports: Mapping[str, Sections]) -> str:
         reports: name of each model and the sections of its report.
     """
     tables = {
-        "Trees and programs": _programs(reports),
+        "Trees": _trees(reports),
+        "Groups of equal programs": _programs(reports),
         "What differs within groups": _differences(reports),
         "Overlap by token identity": _overlap(reports),
         "By layer": _by_layer(reports),
@@ -45,40 +52,35 @@ def results(reports: Mapping[str, Sections]) -> str:
     return "\n\n".join(f"### {title}\n\n{table}" for title, table in tables.items())
 
 
-def _programs(reports: Mapping[str, Sections]) -> str:
+def _trees(reports: Mapping[str, Sections]) -> str:
     rows = []
     for name, sections in reports.items():
-        tree = sections["tree"]
-        for level in sections["equivalence"]["levels"]:
-            largest = {one["num_groups"]: one for one in level["largest"]}
-            rows.append(
-                [name, count(tree["num_forks"]), count(tree["num_forwarded"]), count(tree["num_without_sharing"]),
-                 level_name(level), count(level["num_completed"]), count(level["num_compiled"]),
-                 count(len(level["groups"])), *(_both(largest.get(number)) for number in (1, 3, 10))]
-            )  # fmt: skip
-    head = (
-        "model, forks, forwarded, without sharing, level, completed, compiled, groups, largest, largest 3, largest 10"
-    )
+        tree, generated = sections["tree"], sections["phases"]["phases"][-1]
+        counts = ("num_completions", "num_distinct", "num_forks", "num_not_searched", "num_forwarded")
+        rows.append(
+            [name, tree["method"], *(count(tree[key]) for key in (*counts, "num_without_sharing")),
+             percent(generated["load"]["mean_entropy_share"])]
+        )  # fmt: skip
+    head = "model, way, completions, different, forks, not searched, forwarded, without sharing, load entropy"
     return _table(head.split(", "), rows)
 
 
-def _both(largest: Mapping[str, Any] | None) -> str:
-    if largest is None:
-        return UNDEFINED
-    return f"{percent(largest['share_of_compiled'])} ({percent(largest['share_of_completed'])})"
+def _programs(reports: Mapping[str, Sections]) -> str:
+    rows = [
+        [name, level_name(level), count(level["num_completed"]), count(level["num_compiled"]),
+         count(len(level["groups"])), *(share_of_largest(level, number) for number in (1, 3, 10))]
+        for name, sections in reports.items()
+        for level in sections["equivalence"]["levels"]
+    ]  # fmt: skip
+    return _table(["model", "level", "completed", "compiled", "groups", "largest", "largest 3", "largest 10"], rows)
 
 
 def _differences(reports: Mapping[str, Sections]) -> str:
-    kinds = {
-        "comments_share": "comments", "blank_lines_share": "blank lines", "spacing_share": "spacing",
-        "names_share": "names", "other_share": "other code",
-        "only_comments_or_blank_lines_share": "only comments or blank lines",
-    }  # fmt: skip
     rows = [
-        [name, count(found["num_differing_pairs"]), *(percent(found[kind]) for kind in kinds)]
+        [name, count(found["num_differing_pairs"]), *(percent(found[kind]) for kind in DIFFERENCES)]
         for name, found in ((name, sections["equivalence"]["differences"]) for name, sections in reports.items())
     ]
-    return _table(["model", "pairs that differ", *kinds.values()], rows)
+    return _table(["model", "pairs that differ", *DIFFERENCES.values()], rows)
 
 
 def _overlap(reports: Mapping[str, Sections]) -> str:
@@ -86,16 +88,22 @@ def _overlap(reports: Mapping[str, Sections]) -> str:
     for name, sections in reports.items():
         for one in sections["decomposition"]:
             for key, kind in _KINDS:
-                found, ends = one[key], one[key]["jaccard_interval"]
+                found = one[key]
+                is_same = key == "same_token"
                 rows.append(
-                    [name, pairs_name(one), kind, _three(found["jaccard"]),
-                     UNDEFINED if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}",
+                    [name, pairs_name(one), kind, _three(found["jaccard"]), _ends(found["jaccard_interval"]),
                      UNDEFINED if found["multiple"] is None else f"{found['multiple']:.1f}",
                      _three(found["jaccard_null_matched"]), count(found["num_positions"]), count(found["num_pairs"]),
-                     count(found["num_forks"]), _p_value(one, key)]
+                     count(found["num_forks"]), _three(one["difference"]) if is_same else UNDEFINED,
+                     _ends(one["difference_interval"]) if is_same else UNDEFINED, _p_value(one, key)]
                 )  # fmt: skip
-    head = "model, pairs, token, Jaccard, 95% interval, times random, elsewhere, positions, pairs, forks, p"
+    head = "model, pairs, token, Jaccard, interval, times random, elsewhere, positions, pairs, forks, same minus "
+    head += "different, its interval, p"
     return _table(head.split(", "), rows)
+
+
+def _ends(ends: Sequence[float] | None) -> str:
+    return UNDEFINED if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _p_value(one: Mapping[str, Any], key: str) -> str:
@@ -107,7 +115,8 @@ def _by_layer(reports: Mapping[str, Sections]) -> str:
     rows = []
     for name, sections in reports.items():
         for grouping in ("within", "across"):
-            one = next((one for one in sections["decomposition"] if one["grouping"] == grouping), None)
+            kinds = ("any", grouping)
+            one = next((one for one in sections["decomposition"] if (one["relation"], one["grouping"]) == kinds), None)
             for key, kind in _KINDS:
                 if one is not None and (values := one[key]["jaccard_of_layer"]) is not None:
                     rows.append([name, pairs_name(one), kind, *map(_three, values)])

@@ -242,7 +242,11 @@ def _locality(options: Namespace, command: str) -> None:
         num_beams=options.num_beams,
     )
     compiling, comparison = _settings(Compiling, options), _settings(Comparison, options)
-    locality_command(model, options.prompt, options.trace, generation, compiling, comparison, options.out, command)
+    # A stored tree knows its own.
+    seed = None if model is None and options.seed == Sampling.seed else options.seed
+    locality_command(
+        model, options.prompt, options.trace, generation, compiling, comparison, seed, options.out, command
+    )
 
 
 def _compare(options: Namespace, command: str) -> None:

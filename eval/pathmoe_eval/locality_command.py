@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,14 +22,24 @@ from pathmoe_eval.generation.tree_files import StoredTree, read_tree
 from pathmoe_eval.locality.study import Comparison, study_tree
 from pathmoe_eval.programs.compilation import Compiler
 from pathmoe_eval.programs.compilers import LEVELS, open_compiler
-from pathmoe_eval.reports.report import PAGE_FILE, REPORT_FILE, TREE_FOLDER, refuse_another_report, write_report
+from pathmoe_eval.reports.locality_summary import level_name
+from pathmoe_eval.reports.report import (
+    PAGE_FILE,
+    REPORT_FILE,
+    TREE_FOLDER,
+    facts_of,
+    read_report,
+    refuse_another_report,
+    write_report,
+)
 from pathmoe_eval.terminal_tables import locality_lines
 
 Language = Literal["c", "c++", "python"]
 Level = Literal["O0", "O1", "O2"]
 
 _LANGUAGE_OF_SUFFIX: Mapping[str, Language] = {
-    ".c": "c", ".h": "c", ".cc": "c++", ".cpp": "c++", ".cxx": "c++", ".hpp": "c++", ".py": "python",
+    ".c": "c", ".h": "c", ".C": "c++", ".cc": "c++", ".cpp": "c++", ".cxx": "c++", ".c++": "c++", ".hpp": "c++",
+    ".hh": "c++", ".hxx": "c++", ".py": "python",
 }  # fmt: skip
 _COMPILER_OF_LANGUAGE: Mapping[Language, str] = {"c": "gcc", "c++": "g++", "python": "python3"}
 
@@ -66,14 +76,19 @@ class Compiling:
         language = self.language
         if language is None:
             suffix = "" if prompt_file is None else prompt_file.suffix
-            language = _LANGUAGE_OF_SUFFIX.get(suffix.lower())
+            language = _LANGUAGE_OF_SUFFIX.get(suffix)
             if language is None:
                 raise ValueError(
                     f"--language (None) must be c, c++ or python where the prompt's file ({prompt_file}) does not "
                     "tell; give it"
                 )
         levels = (self.level, *(level for level in LEVELS if level != self.level))
-        folder = None if prompt_file is None or not prompt_file.parent.is_dir() else prompt_file.resolve().parent
+        folder = None if prompt_file is None else prompt_file.resolve().parent
+        if folder is not None and not folder.is_dir():
+            sys.stderr.write(
+                f"note: {folder}, where the prompt was, is not there: programs can't include what lay in it\n"
+            )
+            folder = None
         return [
             open_compiler(self.compiler or _COMPILER_OF_LANGUAGE[language], language, level, folder) for level in levels
         ]
@@ -93,13 +108,14 @@ def locality_command(
     generation: Generation,
     compiling: Compiling,
     comparison: Comparison,
+    seed: int | None,
     out: Path,
     command: str,
 ) -> None:
     """Write the report of a tree, or of one that a model makes of a prompt, which then lies in the report's folder.
 
     Segments that are decoded lie in the tree's folder, so that the same command, or one with higher limits, goes on
-    from them.
+    from them. The seed is of the draws of the comparison; None takes that of the tree.
     """
     refuse_another_report(out, {})
     if model is None:
@@ -111,6 +127,7 @@ def locality_command(
         compilers = compiling.open(prompt_file)
         tokenizer = _tokenizer_of(trace, stored)
         refuse_another_report(out, _identity(stored.made_from))
+        _refuse_another_search(out, _sampling(stored.made_from))
     else:
         assert prompt_file is not None
         text, compilers = _read_prompt(prompt_file), compiling.open(prompt_file)
@@ -118,8 +135,11 @@ def locality_command(
         tokenizer = opened.tokenizer
         prompt = {"model": opened.name, "prompt_file": str(prompt_file), "prompt_ids": encode_prompt(opened, text)}
         refuse_another_report(out, _identity(prompt | model_identity(opened.model)))
+        _refuse_another_search(out, _sampling(_options(generation)))
         generate(opened, text, generation, out / TREE_FOLDER, prompt_file)
         stored = read_tree(out / TREE_FOLDER)
+    if seed is None:
+        seed = int(stored.made_from["sampling"]["seed"])
     sections = study_tree(
         stored.tree,
         stored.made_from,
@@ -127,13 +147,18 @@ def locality_command(
         compilers,
         comparison,
         num_workers=compiling.num_workers,
-        seed=generation.sampling.seed,
+        seed=seed,
     )
     _note_without_programs(sections["equivalence"]["levels"][0], comparison)
-    write_report(out, {"run": _run(stored, compilers[0], command), "sections": sections})
+    write_report(
+        out,
+        {"run": _run(stored, compilers[0], sections["equivalence"]["levels"][0], seed, command), "sections": sections},
+    )
     for line in locality_lines(sections):
         print(line)
-    print(f"{out / PAGE_FILE}: {len(stored.tree.completions()):,} completions; every number is in {out / REPORT_FILE}")
+    number = len(stored.tree.completions())
+    completions = f"{number:,} completion{'' if number == 1 else 's'}"
+    print(f"{out / PAGE_FILE}: {completions}; every number is in {out / REPORT_FILE}")
 
 
 def _note_without_programs(level: Mapping[str, Any], comparison: Comparison) -> None:
@@ -186,13 +211,39 @@ def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(stored: StoredTree, compiler: Compiler, command: str) -> dict[str, Any]:
+def _refuse_another_search(out: Path, sampling: str) -> None:
+    """Refuse the folder of a report of another search, but for its limits."""
+    if (out / REPORT_FILE).exists():
+        theirs = facts_of(read_report(out / REPORT_FILE)).get("sampling", sampling)
+        if theirs != sampling:
+            raise ValueError(
+                f"--out ({out}) must hold no report of another search, but holds one of {theirs}, not {sampling}; "
+                "choose another folder"
+            )
+
+
+def _options(generation: Generation) -> dict[str, Any]:
+    return {"method": generation.method, **asdict(generation)}
+
+
+def _sampling(options: Mapping[str, Any]) -> str:
+    """How sequences were drawn, as words: what applies to the method."""
+    sampling, method = dict(options["sampling"]), options["method"]
+    if method == "beams":
+        sampling = {"max_new_tokens": sampling["max_new_tokens"]} | {"num_beams": options["num_beams"]}
+    if method == "samples":
+        sampling = {name: sampling[name] for name in ("temperature", "max_new_tokens", "seed")}
+    return ", ".join([method, *(f"{name} {value}" for name, value in sampling.items())])
+
+
+def _limits(options: Mapping[str, Any]) -> str:
+    limits = options["limits"] if options["method"] == "tree" else {"num_samples": options["num_samples"]}
+    return ", ".join(f"{name} {value}" for name, value in limits.items())
+
+
+def _run(stored: StoredTree, compiler: Compiler, level: Mapping[str, Any], seed: int, command: str) -> dict[str, Any]:
     """What a report says of its run."""
     tree, made_from = stored
-    options = {"method": made_from["method"]} | made_from["sampling"]
-    if made_from["method"] == "tree":
-        options |= made_from["limits"]
-    options |= {name: made_from[name] for name in ("num_samples", "num_beams") if made_from[name]}
     return {
         "command": command,
         **_identity(made_from),
@@ -202,8 +253,10 @@ def _run(stored: StoredTree, compiler: Compiler, command: str) -> dict[str, Any]
         "num_experts_per_tok": tree.num_experts_per_tok,
         "router_of_layer": made_from["router_of_layer"],
         "layer_names": made_from["layer_names"],
-        "generation": ", ".join(f"{name} {value}" for name, value in options.items()),
-        "compiler": f"{compiler.version}, {compiler.language}, -{compiler.level}",
+        "sampling": _sampling(made_from),
+        **({} if made_from["method"] == "beams" else {"limits": _limits(made_from)}),
+        "compiler": f"{compiler.version}, {compiler.language}, {level_name(level)}",
+        "seed": seed,
         "versions": provenance(),
         "created": now(),
     }

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here
 PROMPT = "int f(int n) {\n"
 SEARCH = "--top_tokens 3 --max_mass 0.1 --num_children 2 --max_new_tokens 80 --temperature 1.0 --max_forks 30"
 CHEAP = "--num_permutations 9 --num_resamples 20 --num_workers 1"
-# What depends on how many sequences a forward had, or on what a search before has left.
+# What depends on how many sequences a forward had.
 COUNTED = ("num_forwarded", "num_read_again")
 
 
@@ -85,13 +85,23 @@ def test_a_prompt_becomes_a_report_and_a_tree_that_gives_the_same_report(
     facts = report["run"]
     assert (facts["data"], facts["num_tokens"]) == ("f.c", tree.prompt_length)
     assert facts["num_generated"] == tree.num_nodes - tree.prompt_length
-    assert "max_mass 0.1" in facts["generation"] and "-O0" in facts["compiler"]
+    assert "max_mass 0.1" in facts["sampling"] and "max_forks 30" in facts["limits"] and "-O0" in facts["compiler"]
     assert facts["command"].startswith("pathmoe-eval locality --model ")
     # An expert of 16 x 8: gate, up and down, in float32.
     assert report["sections"]["caches"][0]["bytes_per_expert"] == 3 * 16 * 8 * 4
 
     run(f"--trace {tmp_path}/out/tree {CHEAP} --out {tmp_path}/again")
     assert sections(tmp_path / "again") == sections(tmp_path / "out")
+
+
+def test_a_tree_is_analysed_again_with_its_own_seed_and_with_another(run: Callable[..., None], tmp_path: Path) -> None:
+    run(f"--model M/run --prompt M/f.c {SEARCH} {CHEAP} --pairs [any,siblings_any] --seed 3 --out OUT")
+    run(f"--trace {tmp_path}/out/tree {CHEAP} --pairs [any,siblings_any] --out {tmp_path}/again")
+    assert sections(tmp_path / "again") == sections(tmp_path / "out")
+    run(f"--trace {tmp_path}/out/tree {CHEAP} --pairs [any,siblings_any] --seed 4 --out {tmp_path}/other")
+    report = json.loads((tmp_path / "other" / "report.json").read_text())
+    assert report["run"]["seed"] == 4 and "seed 3" in report["run"]["sampling"]
+    assert {one["seed"] for one in report["sections"]["decomposition"]} == {4}
 
 
 def test_the_report_does_not_depend_on_the_batch_size(run: Callable[..., None], tmp_path: Path) -> None:
@@ -110,10 +120,11 @@ def test_the_same_again_decodes_nothing_and_higher_limits_take_the_place_of_the_
     line = f"--model M/run --prompt M/f.c {SEARCH} {CHEAP} --out OUT --max_completions"
     run(f"{line} 2")
     first = sections(tmp_path / "out")
+    forwarded = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]["tree"]["num_forwarded"]
     run(f"{line} 2")
     assert sections(tmp_path / "out") == first
     again = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]["tree"]
-    assert again["num_forwarded"] == again["num_prompt_tokens"]
+    assert again["num_forwarded"] == forwarded > again["num_prompt_tokens"]
     run(f"{line} 5")
     assert sections(tmp_path / "out")["tree"]["num_completions"] >= 5 > first["tree"]["num_completions"]
 
@@ -122,10 +133,11 @@ def test_the_same_again_decodes_nothing_and_higher_limits_take_the_place_of_the_
 def test_independent_samples_of_any_model_are_studied_as_trees_are(
     run: Callable[..., None], tmp_path: Path, model: str
 ) -> None:
-    search = "--num-samples 40 --max-mass 0 --max-new-tokens 60 --temperature 1"
+    search = "--num-samples 40 --max-new-tokens 60 --temperature 1"
     run(f"--model M/{model} --prompt M/f.c {search} {CHEAP} --out OUT")
     found = sections(tmp_path / "out")
     assert found["tree"]["method"] == "samples" and found["tree"]["num_completions"] > 1
+    assert found["tree"]["num_completions"] + found["tree"]["num_cut"] == 40 and found["tree"]["num_forks"] == 1
 
 
 def test_other_languages_and_levels(run: Callable[..., None], tmp_path: Path, models: Path) -> None:
@@ -151,7 +163,11 @@ def test_where_nothing_compiles_it_is_said_how_to_compare_all(
     ("options", "message"),
     [
         ("--prompt M/other.c", "must hold no other report"),
-        ("--prompt M/f.c --temperature 0.5", "journal.jsonl (of another search) must be of this model, prompt and"),
+        (
+            "--prompt M/f.c --temperature 0.5",
+            "must hold no report of another search, but holds one of tree, temperature",
+        ),
+        ("--prompt M/f.c --num_samples 3", "not samples, temperature 1.0, max_new_tokens 80, seed 0; choose another"),
     ],
 )
 def test_another_search_in_the_folder_is_refused(
@@ -181,6 +197,7 @@ ERRORS = {
     "--model M/run --prompt M/f.c --pairs []": "--pairs ([]) must name one or more, each once; change it",
     "--model M/run --prompt M/f.c --pairs [near]": "near",
     "--model M/run --prompt M/f.c --alignments [lines,lines]": "--alignments (['lines', 'lines']) must name one or",
+    "--model M/run --prompt M/f.c --pairs [across,any] --alignments [lines]": "must hold diff or position for --pairs",
     "--model M/run --prompt M/f.c --max_mass 2": "--max_mass (2.0) must be between 0 and 1; change it",
     "--model M/run --prompt M/f.c --max_completions 0": "--max_completions (0) must be at least 1; raise it",
     "--model M/run --prompt M/f.c --num_beams 2 --num_samples 2": "--num_beams (2) must be 0 with --num_samples (2)",

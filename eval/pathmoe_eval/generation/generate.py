@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Generation:
     batch_size: int = 16
     """Sequences of a forward at most; the tree does not depend on it."""
     num_samples: int = 0
-    """Sequences drawn independently of each other from the prompt's end; they fork nowhere (best-of-N sampling)."""
+    """Sequences drawn independently of each other from the prompt's end (best-of-N sampling); with these max_mass is 0,
+    so that they fork nowhere, and all of them are decoded."""
     num_beams: int = 0
     """Beams of a beam search."""
 
@@ -45,6 +46,10 @@ class Generation:
             raise ValueError(
                 f"--num_beams ({self.num_beams}) must be 0 with --num_samples ({self.num_samples}); leave one out"
             )
+        if self.num_samples:
+            most = max(self.limits.max_completions, self.num_samples)
+            object.__setattr__(self, "sampling", replace(self.sampling, max_mass=0.0))
+            object.__setattr__(self, "limits", replace(self.limits, max_completions=most))
 
     @property
     def method(self) -> str:
@@ -92,7 +97,10 @@ def generate(
     # A model without routers leaves no journal.
     with Decoder(model.model) as decoder, Journal(folder / JOURNAL_FILE, search) as journal:
         searched = _searched(decoder, prompt_ids, generation, eos_ids, model.vocab_size, journal)
-        write_tree(folder, searched.tree, _made_from(search, generation, searched, decoder, prompt_file))
+        made_from = _made_from(search, generation, searched, decoder, prompt_file)
+        # What earlier processes fed once more counts for none.
+        made_from["num_forwarded"] += journal.num_fed_before
+        write_tree(folder, searched.tree, made_from)
     return searched
 
 

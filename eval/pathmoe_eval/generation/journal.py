@@ -28,6 +28,7 @@ class Journal:
 
     Attributes:
         segments: all so far, those of an earlier process included.
+        num_fed_before: tokens of these that earlier processes fed to the model.
     """
 
     def __init__(self, path: Path | None, search: Mapping[str, Any] | None = None) -> None:
@@ -41,6 +42,7 @@ class Journal:
             ValueError: the file is of another search, no journal, or open.
         """
         self.segments: dict[Place, Segment] = {}
+        self.num_fed_before = 0
         self._file: IO[bytes] | None = None
         if path is None:
             return
@@ -54,6 +56,7 @@ class Journal:
             file.close()
             raise
         self._file = file
+        self.num_fed_before = sum(len(segment.expert_ids) for segment in self.segments.values())
 
     def __enter__(self) -> Self:
         return self

@@ -28,17 +28,19 @@ from pathmoe_eval.programs.differences import group_differences
 from pathmoe_eval.programs.equivalence import Equivalence, compile_programs, equivalence
 from pathmoe_eval.programs.sandbox import Limits
 
-PairChoice = Literal["within", "across", "siblings", "any"]
+PairChoice = Literal["within", "across", "any", "siblings", "siblings_across", "siblings_any"]
 AlignmentChoice = Literal["diff", "position", "lines"]
 
 PAIRS: Mapping[PairChoice, tuple[Relation, Grouping]] = {
     "within": ("any", "within"),
     "across": ("any", "across"),
-    "siblings": ("siblings", "within"),
     "any": ("any", "any"),
+    "siblings": ("siblings", "within"),
+    "siblings_across": ("siblings", "across"),
+    "siblings_any": ("siblings", "any"),
 }
-"""Which pairs of completions are compared: of one group of equivalent programs, of two, such of one group as part from
-each other last, or all."""
+"""Which pairs of completions are compared: of one group of equivalent programs, of two, or all; and such of each as
+part from each other last."""
 
 # Our choice: about even on a logarithmic axis, up to the distance for which the paper prints a figure, and beyond.
 _STARTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -51,8 +53,8 @@ class Comparison:
     """Which completions are compared, and how."""
 
     pairs: tuple[PairChoice, ...] = ("within", "across", "siblings")
-    """Pairs of completions: within a group of equivalent programs, across two, siblings within one, or any. The first
-    leads the page."""
+    """Pairs of completions: within a group of equivalent programs, across two, or any; siblings are those within one
+    that part from each other last, siblings_across and siblings_any the like. The first that has some leads."""
     alignments: tuple[AlignmentChoice, ...] = ("diff", "position", "lines")
     """How their tokens are aligned: by a diff, by position since the fork, by lines of equal assembly (within groups
     only). The first leads the page."""
@@ -72,6 +74,11 @@ class Comparison:
             chosen = getattr(self, name)
             if not chosen or len(set(chosen)) < len(chosen):
                 raise ValueError(f"--{name} ({list(chosen)}) must name one or more, each once; change it")
+        if self.alignments == ("lines",) and not any(PAIRS[choice][1] == "within" for choice in self.pairs):
+            raise ValueError(
+                f"--alignments (['lines']) must hold diff or position for --pairs {list(self.pairs)}, since lines are "
+                "of equal assembly; add one"
+            )
         for name in ("max_pairs", "num_permutations", "max_cached"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} ({getattr(self, name)}) must be at least 1; raise it")

@@ -44,9 +44,10 @@ class TreeSummary:
     mean_completion_log_probability: float
     """Natural logarithm of the probability of a completion, at temperature 1."""
     num_forwarded: int
-    """Tokens that the search fed to the model."""
+    """Tokens that were fed to the model, by earlier processes of an interrupted search too: every prefix once, and what
+    was decoded ahead and then left out by a limit."""
     num_read_again: int
-    """Of these, tokens of prefixes that an interrupted search had fed before."""
+    """Of these, tokens of prefixes that the last process read once more, since an earlier one had their caches."""
     num_without_sharing: int
     """Tokens that would be fed if each sequence were decoded from the prompt on its own: each that ended or was cut,
     and each up to a fork of which no child was searched."""

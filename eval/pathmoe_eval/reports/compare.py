@@ -106,7 +106,7 @@ def compare(reports: Mapping[str, Report], command: str) -> Comparison:
         title="",
         head=["figure", *reports],
         rows=[[name, *map(_cell, of_reports)] for name, of_reports in rows.items()],
-        reading="Below each figure: its 95% interval over documents, chance or a bound, and the tokens.",
+        reading="Below each figure: its interval, over documents or forks, chance or a bound, and the sample.",
     )
     chapters = [
         Chapter(title="Side by side", notes=notes, parts=[table]),
@@ -222,7 +222,7 @@ def _markdown(rows: Mapping[str, Sequence[SummaryRow | None]], reports: Mapping[
     table = [["", *reports], ["---"] * (1 + len(reports))]
     table += [[name, *map(_cell_text, of_reports)] for name, of_reports in rows.items()]
     lines = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in table]
-    reading = "In brackets: the 95% interval, over documents or forks, chance or a bound, and the sample."
+    reading = "In brackets: the interval, over documents or forks, chance or a bound, and the sample."
     return "\n\n".join([*map(_in_markdown, notes), "\n".join(lines), reading]) + "\n"
 
 

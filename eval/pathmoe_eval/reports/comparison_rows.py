@@ -20,7 +20,7 @@ Report = Mapping[str, Any]
 MARK = "\N{DAGGER}"
 """Stands behind the name of a row whose figures were counted on different numbers of tokens."""
 
-_LIKE_FOR_LIKE = ("max_length", "stride", "dtype", "data_hash")
+_LIKE_FOR_LIKE = ("max_length", "stride", "dtype", "data_hash", "sampling")
 
 _NO_CURVE: Mapping[str, Any] = {"num_tokens": [], "entropy_bits": [], "num_paths": []}
 
@@ -89,7 +89,8 @@ def unlike_runs(reports: Mapping[str, Report]) -> str | None:
     """A warning, in one line, that reports read otherwise or read something else; what one does not know of itself is
     not compared.
 
-    Without it, figures are of the same tokens, read in the same windows by parameters of the same dtype.
+    Without it, figures are of the same tokens, read in the same windows by parameters of the same dtype; trees are
+    sampled in the same way.
     """
     facts = {name: facts_of(report) for name, report in reports.items()}
     differing = []

@@ -29,7 +29,7 @@ _METHODS = {
     "beams": "Beam search.",
 }
 _ORDERS = {"samples": "one sample after another", "parallel": "all samples side by side"}
-_DIFFERENCES = {
+DIFFERENCES = {
     "comments_share": "comments",
     "blank_lines_share": "blank lines",
     "spacing_share": "blanks, indentation, line ends",
@@ -82,7 +82,7 @@ def equivalence_chapter(section: Section) -> Chapter:
             level_name(level),
             count(level["num_compiled"]),
             count(len(level["groups"])),
-            *(_share_of_largest(level, number) for number in (1, 3, 10)),
+            *(share_of_largest(level, number) for number in (1, 3, 10)),
             Words(", ".join(f"{reason} {number}" for reason, number in level["failures"].items()) or UNDEFINED),
         ]
         for level in levels
@@ -90,7 +90,7 @@ def equivalence_chapter(section: Section) -> Chapter:
     first = levels[0]
     note = (
         f"{first['num_completed']:,} completions, compiled by {first['compiler_version']}, never run; grouped by what "
-        "comes out, normalised. Equal assembly is not equal meaning, nor the other way round."
+        f"comes out, normalised. Equal assembly is not equal meaning, nor the other way round. {_held(first)}"
     )
     parts: list[Panel | Table] = [
         Table(
@@ -114,7 +114,7 @@ def equivalence_chapter(section: Section) -> Chapter:
         Table(
             title="What differs within a group",
             head=["", "pairs of different texts"],
-            rows=[[name, percent(differences[key])] for key, name in _DIFFERENCES.items()],
+            rows=[[name, percent(differences[key])] for key, name in DIFFERENCES.items()],
             reading=f"Of {differences['num_differing_pairs']:,} pairs that differ, among {differences['num_pairs']:,} "
             f"of one group at {level_name(first)}; a pair may differ in several ways.",
             is_wide=False,
@@ -123,7 +123,17 @@ def equivalence_chapter(section: Section) -> Chapter:
     return Chapter(title="Equivalent programs", notes=[note], parts=parts)
 
 
-def _share_of_largest(level: Section, num_groups: int) -> str:
+def _held(level: Section) -> str:
+    """What the compiler was held by, in a sentence."""
+    held, limits = level["confinement"], level["limits"]
+    return (
+        f"What held the compiler: {held['files']} for files, {held['network']} for the network, "
+        f"{limits['wall_seconds']:g} s, and {limits['memory_bytes'] >> 20:,} MiB a process."
+    )
+
+
+def share_of_largest(level: Section, num_groups: int) -> str:
+    """Share of the so many largest groups of the compiled, and in brackets of the completed."""
     found = next((one for one in level["largest"] if one["num_groups"] == num_groups), None)
     if found is None:
         return UNDEFINED
@@ -132,39 +142,41 @@ def _share_of_largest(level: Section, num_groups: int) -> str:
 
 def decomposition_chapter(section: Sequence[Section]) -> Chapter:
     """Of a section `decomposition`: a list of `TokenIdentity` as dicts."""
-    with_pairs = [one for one in section if one["num_pairs"]]
+    aligned = [one for one in section if _num_positions(one)]
     parts: list[Panel | Table] = []
-    if with_pairs:
-        one = with_pairs[0]
-        across = next((other for other in leading(with_pairs) if other["grouping"] == "across"), None)
-        positions = one["same_token"]["num_positions"] + one["different_token"]["num_positions"]
+    if aligned:
+        one = aligned[0]
+        across = next((other for other in leading(aligned) if other["grouping"] == "across"), None)
         elsewhere = "Dashed, the same with the second token taken from another place where its id occurs: what the two "
         elsewhere += "tokens' identity alone makes alike."
-        if positions:
-            parts = [
-                Panel(
-                    title=f"By layer, {pairs_name(one)}",
-                    figure=layer_figure(one, across),
-                    reading=f"Mean over positions of a pair, then over pairs. {elsewhere}",
-                    num_tokens=positions,
-                    unit="positions",
-                ),
-                Panel(
-                    title=f"By distance from the fork, {pairs_name(one)}",
-                    figure=distance_figure(one),
-                    reading=f"Mean over layers; bars are {one['confidence']:.0%} intervals over forks. {elsewhere}",
-                    num_tokens=positions,
-                    unit="positions",
-                ),
-            ]
+        parts = [
+            Panel(
+                title=f"By layer, {pairs_name(one)}",
+                figure=layer_figure(one, None if one["grouping"] == "across" else across),
+                reading=f"Mean over positions of a pair, then over pairs. {elsewhere}",
+                num_tokens=_num_positions(one),
+                unit="positions",
+            ),
+            Panel(
+                title=f"By distance from the fork, {pairs_name(one)}",
+                figure=distance_figure(one),
+                reading=f"Mean over layers; bars are {one['confidence']:.0%} intervals over forks. {elsewhere}",
+                num_tokens=_num_positions(one),
+                unit="positions",
+            ),
+        ]
     parts.append(_decomposition_table(section))
     exact, ratio_of_means = section[0]["jaccard_null_uniform"], section[0]["jaccard_null_uniform_ratio"]
     note = (
         f"Multiples are of k / (2E - k) = {ratio_of_means:.4f}, as papers print them; the exact mean of two "
         f"independent uniform sets is {exact:.4f}. Intervals are over forks, which pairs share; below about twenty "
-        "forks they are too narrow."
+        "forks they are too narrow, and with one fork, as independent samples have, there is none."
     )
     return Chapter(title="Overlap of routing, by the identity of tokens", notes=[note], parts=parts)
+
+
+def _num_positions(one: Section) -> int:
+    return int(one["same_token"]["num_positions"] + one["different_token"]["num_positions"])
 
 
 def _decomposition_table(section: Sequence[Section]) -> Table:
@@ -206,9 +218,13 @@ def union_chapter(section: Section) -> Chapter:
     ]
     reading = "Exact mean over all choices of so many of the samples that go on, at the same step. Dotted: independent "
     reading += "uniform sets; dashed: independent tokens with the loads of these steps."
+    note = (
+        "Completions of a tree share prefixes, and touch the same experts until they part; independent samples "
+        "(--num_samples) share none but the prompt."
+    )
     return Chapter(
         title="Experts that samples touch together",
-        notes=[],
+        notes=[note],
         parts=[
             Panel(
                 title="By samples", figure=union_figure(section), reading=reading, num_tokens=section["num_steps"],

@@ -11,8 +11,10 @@ from pathmoe_eval.reports.summary_row import Ends, Section, SummaryRow, between
 PAIRS_IN_WORDS = {
     ("any", "within"): "within groups",
     ("any", "across"): "across groups",
-    ("siblings", "within"): "siblings within groups",
     ("any", "any"): "all pairs",
+    ("siblings", "within"): "siblings within groups",
+    ("siblings", "across"): "siblings across groups",
+    ("siblings", "any"): "siblings",
 }
 """Relation and grouping of pairs, as readers see them."""
 

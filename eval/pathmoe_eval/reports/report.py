@@ -198,7 +198,9 @@ def _summary(sections: Mapping[str, Any]) -> Chapter:
         [row.name, Words(row.value, row.interval), Words(row.beside), f"{count(row.num_tokens)} {row.unit}"]
         for row in summary_rows(sections)
     ]
-    table = Table(title="", head=["figure", "value, 95% interval", "chance or bound", "sample"], rows=rows)
+    # Of all intervals only those of a study have a level that the user chooses.
+    level = sections["decomposition"][0]["confidence"] if "decomposition" in sections else 0.95
+    table = Table(title="", head=["figure", f"value, {level:.0%} interval", "chance or bound", "sample"], rows=rows)
     return Chapter(title="Summary", notes=_interval_notes(sections), parts=[table] if rows else [])
 
 

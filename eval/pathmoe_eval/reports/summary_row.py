@@ -19,7 +19,7 @@ class SummaryRow(NamedTuple):
     """What chance gives, or a bound."""
     num_tokens: int
     interval: str = ""
-    """Its 95% interval; empty where it has none."""
+    """Its interval; empty where it has none."""
     unit: str = "tokens"
     """What `num_tokens` counts, where it is something else: positions, steps, completions."""
 

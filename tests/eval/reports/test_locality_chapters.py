@@ -47,7 +47,7 @@ def test_groups_have_both_denominators_and_reasons_of_failure(sections: dict) ->
     assert levels.rows[0][6] == Words("error 1")
     assert dict(differences.rows)["nothing but comments or blank lines"] == "100.0%"
     assert "6 pairs that differ, among 7" in differences.reading
-    assert "gcc" in chapter.notes[0] or "GCC" in chapter.notes[0]
+    assert "gcc" in chapter.notes[0] and "10 s, and 1,024 MiB a process." in chapter.notes[0]
 
 
 def test_levels_of_python_have_no_dash_of_gcc(sections: dict) -> None:
@@ -83,10 +83,14 @@ def test_the_pairs_of_a_figure_are_said(sections: dict) -> None:
 
 
 def test_without_pairs_the_next_kind_leads_and_without_any_there_is_but_the_table(sections: dict) -> None:
-    empty = [one | {"num_pairs": 0} for one in sections["decomposition"]]
+    none = {"num_positions": 0}
+    empty = [
+        one | {key: one[key] | none for key in ("same_token", "different_token")} for one in sections["decomposition"]
+    ]
     assert [type(part) for part in decomposition_chapter(empty).parts] == [Table]
     found = decomposition_chapter([*empty[:3], *sections["decomposition"][3:]]).parts[0]
     assert found.title == "By layer, across groups, by diff"
+    assert "different, across groups" not in [trace.name for trace in found.figure.data]
 
 
 def test_unions_by_step(sections: dict) -> None:

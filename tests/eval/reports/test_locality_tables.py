@@ -25,7 +25,7 @@ def tables(study_sections) -> dict[str, list[list[str]]]:
 
 
 def test_every_row_has_a_cell_for_each_column_and_both_models_have_as_many(tables) -> None:
-    assert len(tables) == 7
+    assert len(tables) == 8
     for title, (head, rule, *rows) in tables.items():
         assert set(rule) == {"---"} and {len(row) for row in rows} == {len(head)}, title
         one, two = ([row[1:] for row in rows if row[0] == name] for name in ("one", "two"))
@@ -33,8 +33,9 @@ def test_every_row_has_a_cell_for_each_column_and_both_models_have_as_many(table
 
 
 def test_programs_and_overlap(tables, study_sections) -> None:
-    row = tables["Trees and programs"][2]
-    assert row[4:9] == ["-O0", "8", "7", "3", "57.1% (50.0%)"] and row[9:] == ["100.0% (87.5%)", UNDEFINED]
+    assert tables["Trees"][2][1:7] == ["tree", "8", "7", "6", "0", "100"]
+    row = tables["Groups of equal programs"][2]
+    assert row[1:6] == ["-O0", "8", "7", "3", "57.1% (50.0%)"] and row[6:] == ["100.0% (87.5%)", UNDEFINED]
     assert tables["What differs within groups"][2][1] == "6"
     sections = study_sections()
     rows = tables["Overlap by token identity"][2:]
@@ -69,7 +70,9 @@ def test_the_command_prints_them_of_folders(
     monkeypatch.setattr(sys, "argv", ["locality_tables.py", f"{tmp_path}/a", f"{tmp_path}/b"])
     locality_tables.main()
     assert capsys.readouterr().out.count("| a | within groups, by diff | same |") == 3
-    monkeypatch.setattr(sys, "argv", ["locality_tables.py", f"{tmp_path}/none"])
-    with pytest.raises(SystemExit, match="2"):
-        locality_tables.main()
-    assert capsys.readouterr().err.count("\n") == 1
+    for wrong, message in (([f"{tmp_path}/none"], "none"), ([f"{tmp_path}/a"] * 2, "reports (a, a) must be folders")):
+        monkeypatch.setattr(sys, "argv", ["locality_tables.py", *wrong])
+        with pytest.raises(SystemExit, match="2"):
+            locality_tables.main()
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
