@@ -3,6 +3,7 @@
 # Shapes: T tokens, D hidden, E experts, F expert width, G = 2F.
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pathmoe.training.optim import OptimizerConfig
 from pathmoe.training.schedule import ScheduleConfig
 
 STEPS = 4
+SOURCE = Path()
 SHAPE = {
     "vocab_size": 300,
     "hidden_size": 16,
@@ -28,6 +30,12 @@ SHAPE = {
     "router_bias_update_rate": 1e-3,
     "router_aux_loss_coef": 0.01,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _documents(short_documents: Path) -> None:
+    global SOURCE
+    SOURCE = short_documents
 
 
 class Losses(Callback):
@@ -106,8 +114,8 @@ def fit(
     module = PathMoEModule(
         config, OptimizerConfig(name=optimizer, lr=0.01), schedule, compile=compiled, experts_implementation=experts
     )
-    # Long enough that every batch has a document boundary, hence a mask: one without takes graphs of its own.
-    data = TokenDataModule(source="c-functions", num_documents=120, vocab_size=300, sequence_length=128)
+    # Of short documents, so that every batch has a boundary, hence a mask: one without takes graphs of its own.
+    data = TokenDataModule(source=str(SOURCE), vocab_size=300, sequence_length=128)
     trainer.fit(module, datamodule=data)
     return module
 
