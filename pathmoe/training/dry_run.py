@@ -14,7 +14,7 @@ from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.model_requirements import check_attention_runs, check_routers_learn
 from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
 from pathmoe.training.schedule import ScheduleConfig, check_schedule
-from pathmoe.training.trainer_requirements import check_trainer_settings, full_precision
+from pathmoe.training.trainer_requirements import check_optimizer, check_trainer_settings, full_precision, strategy_name
 
 
 def dry_run_report(resolved: Mapping[str, Any]) -> str:
@@ -37,6 +37,7 @@ def dry_run_report(resolved: Mapping[str, Any]) -> str:
     )
     TokenDataModule(**resolved["data"], vocab_size=config.vocab_size).check_global_batch(geometry)
     check_trainer_settings(resolved["trainer"])
+    check_optimizer(strategy_name(resolved["trainer"]), optimizer.name)
     check_routers_learn(config)
     precision = full_precision(resolved["trainer"]["precision"])
     accelerator = resolved["trainer"]["accelerator"]

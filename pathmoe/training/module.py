@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers.modeling_utils import local_torch_dtype
 
 from pathmoe.balancing import sum_over_ranks, update_selection_bias
 from pathmoe.config import PathMoEConfig
 from pathmoe.data.manifest import SplitManifest
+from pathmoe.initialization import initialize
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
@@ -27,8 +29,10 @@ from pathmoe.training.model_requirements import check_attention_is_installed, ch
 from pathmoe.training.optim import OptimizerConfig, build_optimizer, learning_rates
 from pathmoe.training.schedule import ScheduleConfig, build_scheduler, check_schedule
 from pathmoe.training.settings import apply_group_settings, check_groups, group_settings
+from pathmoe.training.sharded_strategy import ShardedStrategy
+from pathmoe.training.sharding import shard
 from pathmoe.training.step_totals import StepTotals
-from pathmoe.training.trainer_requirements import check_strategy, check_trainer
+from pathmoe.training.trainer_requirements import check_optimizer, check_strategy, check_trainer
 
 Batch = Mapping[str, Any]
 _INITIALISATION, _NOISE = 0, 1
@@ -91,18 +95,28 @@ class PathMoEModule(LightningModule):
         check_attention_runs(self.attn_implementation, self.trainer.precision, device_type, training=stage == "fit")
 
     def configure_model(self) -> None:
-        """Build the model in fp32 on the CPU, so that its weights depend on the seed alone.
+        """Build the model in fp32, with weights that are drawn on the CPU, so that they depend on the seed alone.
 
         Lightning moves and converts it afterwards; built as it would, on the device and in the precision of the run,
-        the same seed would give each of them other weights.
+        the same seed would give each of them other weights. Where a strategy shards, no rank ever holds the whole.
         """
         if hasattr(self, "model"):
             return
         self.config._attn_implementation = self.attn_implementation
         self.config._experts_implementation = self.experts_implementation
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"), local_torch_dtype(torch.float32):
-            torch.default_generator.manual_seed(fold_seed(self.seed, _INITIALISATION))
+        strategy = None if self._trainer is None else self.trainer.strategy
+        shards = isinstance(strategy, ShardedStrategy)
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta" if shards else "cpu"),
+            local_torch_dtype(torch.float32),
+        ):
             self.model = PathMoEForCausalLM(self.config)
+        if isinstance(strategy, ShardedStrategy):
+            shard(self.model, strategy.sharding_mesh(), str(self.trainer.precision))
+            self.model.to_empty(device=strategy.root_device)
+            self.model.tie_weights()
+        initialize(self.model, fold_seed(self.seed, _INITIALISATION))
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.compile_layers:
@@ -125,6 +139,7 @@ class PathMoEModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and the schedule stepped with it."""
+        check_optimizer(type(self.trainer.strategy).__name__, self.optimizer_config.name)
         optimizer = build_optimizer(self.model, self.optimizer_config)
         scheduler = build_scheduler(optimizer, self.schedule_config, self.trainer.max_steps)
         self._settings = group_settings(optimizer)
@@ -176,7 +191,8 @@ class PathMoEModule(LightningModule):
         """
         losses = self._totals.losses()
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # One transfer, hence one wait for the device, for the whole step.
         *values, grad_norm = torch.stack([*losses.values(), self._grad_norm.to(torch.float32)]).tolist()
         figures = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}

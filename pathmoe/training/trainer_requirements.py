@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from pathmoe.training.sharded_strategy import ShardedStrategy
+
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _INTERVALS = ("val_check_interval", "limit_train_batches")
@@ -47,20 +49,52 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies under which a rank does not hold all parameters and gradients.
+    """Refuse strategies under which training would go wrong, and precisions that ours does not shard in.
 
     Raises:
-        ValueError: any strategy but those for one device and for DDP.
+        ValueError: any strategy but those for one device, for DDP and ours for FSDP2.
     """
     # Exact types: DeepSpeed's strategy, for one, is a DDPStrategy too.
-    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
-        raise ValueError(_no_sharding(type(trainer.strategy).__name__))
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy, ShardedStrategy):
+        raise ValueError(_other_sharding(type(trainer.strategy).__name__))
+    if type(trainer.strategy) is ShardedStrategy:
+        _check_sharded_precision(trainer.precision)
 
 
-def _no_sharding(name: str) -> str:
+def check_optimizer(strategy: str, optimizer: str) -> None:
+    """Refuse an optimizer that needs whole matrices where they are sharded.
+
+    Args:
+        strategy: name of its class, or Lightning's short one.
+        optimizer: `model.optimizer.name`.
+
+    Raises:
+        ValueError: Muon under `ShardedStrategy`.
+    """
+    if strategy == ShardedStrategy.__name__ and optimizer == "muon":
+        raise ValueError(
+            "model.optimizer.name (muon) must be adamw under ShardedStrategy, since Muon needs whole matrices; change "
+            "it, and model.optimizer.lr with it"
+        )
+
+
+def strategy_name(settings: Mapping[str, Any]) -> str:
+    """The strategy that a trainer's arguments ask for: a class's name, or Lightning's short one."""
+    strategy = settings["strategy"]
+    return strategy if isinstance(strategy, str) else str(strategy["class_path"].rpartition(".")[-1])
+
+
+def _check_sharded_precision(precision: Any) -> None:
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision ({precision}) must be 32-true or bf16-mixed under ShardedStrategy; change it"
+        )
+
+
+def _other_sharding(name: str) -> str:
     return (
-        f"trainer.strategy ({name}) must be auto or ddp: sharded training is not supported yet; change it, and use "
-        "bf16-mixed, activation checkpointing or a smaller data.micro_batch_size where memory is short"
+        f"trainer.strategy ({name}) must be auto, ddp or pathmoe.training.sharded_strategy.ShardedStrategy; change it, "
+        "or add --config configs/trainer/fsdp2.yaml"
     )
 
 
@@ -85,11 +119,13 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: as `check_strategy` and `check_trainer`.
     """
-    strategy = settings["strategy"]
-    name = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[-1]
-    if name not in ("auto", "SingleDeviceStrategy", "DDPStrategy") and not name.startswith("ddp"):
-        raise ValueError(_no_sharding(name))
-    _check({**settings, "precision": full_precision(settings["precision"])})
+    name = strategy_name(settings)
+    if name not in ("auto", "SingleDeviceStrategy", "DDPStrategy", "ShardedStrategy") and not name.startswith("ddp"):
+        raise ValueError(_other_sharding(name))
+    precision = full_precision(settings["precision"])
+    if name == "ShardedStrategy":
+        _check_sharded_precision(precision)
+    _check({**settings, "precision": precision})
 
 
 def full_precision(precision: str | int | None) -> str:

@@ -12,6 +12,7 @@ from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
 
+SHARDED = "pathmoe.training.sharded_strategy.ShardedStrategy"
 CONFIG = {"hidden_size": 64, "num_hidden_layers": 4, "layers_per_router": [1, 3], "tie_word_embeddings": True}
 
 
@@ -129,10 +130,22 @@ def test_half_precision_weights_are_half_as_large() -> None:
         ({"trainer__val_check_interval": "00:01:00"}, r"^trainer\.val_check_interval \(00:01:00\) must be a multiple"),
         ({"trainer__limit_train_batches": 0.5}, r"^trainer\.limit_train_batches \(0\.5\) must be a multiple of"),
         ({"trainer__check_val_every_n_epoch": 2}, r"^trainer\.check_val_every_n_epoch \(2\) must be null or 1"),
-        ({"trainer__strategy": "fsdp"}, r"^trainer\.strategy \(fsdp\) must be auto or ddp"),
+        (
+            {
+                "trainer__strategy": {"class_path": SHARDED},
+                "trainer__precision": "bf16-true",
+                "model__optimizer__name": "adamw",
+            },
+            r"^trainer\.precision \(bf16-true\) must be 32-true or bf16-mixed under ShardedStrategy",
+        ),
+        (
+            {"trainer__strategy": {"class_path": SHARDED}, "model__optimizer__name": "muon"},
+            r"^model\.optimizer\.name \(muon\) must be adamw under ShardedStrategy",
+        ),
+        ({"trainer__strategy": "fsdp"}, r"^trainer\.strategy \(fsdp\) must be auto, ddp or "),
         (
             {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
-            r"^trainer\.strategy \(ModelParallelStrategy\) must be auto or ddp",
+            r"^trainer\.strategy \(ModelParallelStrategy\) must be auto, ddp or ",
         ),
         ({"model__config__num_experts_per_tok": 1}, r"^model\.config\.norm_topk_prob \(true\) must be false with"),
         ({"model__attn_implementation": "flash_attention_2"}, r"^model\.attn_implementation .* trainer\.precision"),

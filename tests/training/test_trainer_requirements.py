@@ -11,8 +11,15 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.training.module import PathMoEModule
+from pathmoe.training.sharded_strategy import ShardedStrategy
 from pathmoe.training.speed import SpeedMonitor
-from pathmoe.training.trainer_requirements import check_accelerator, check_callbacks, check_strategy, check_trainer
+from pathmoe.training.trainer_requirements import (
+    check_accelerator,
+    check_callbacks,
+    check_optimizer,
+    check_strategy,
+    check_trainer,
+)
 
 
 def trainer(**settings: Any) -> Trainer:
@@ -89,16 +96,34 @@ def test_takes_one_device_and_ddp(strategy: str) -> None:
     check_strategy(trainer(strategy=strategy))
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_takes_ours_for_fsdp2_in_two_precisions(precision: Any) -> None:
+    check_strategy(trainer(strategy=ShardedStrategy(), precision=precision))
+
+
+def test_refuses_what_ours_does_not_shard() -> None:
+    with pytest.raises(
+        ValueError, match=r"^trainer\.precision \(bf16-true\) must be 32-true or bf16-mixed under Sharded"
+    ):
+        check_strategy(trainer(strategy=ShardedStrategy(), precision="bf16-true"))
+    with pytest.raises(
+        ValueError, match=r"^model\.optimizer\.name \(muon\) must be adamw under ShardedStrategy, since"
+    ):
+        check_optimizer("ShardedStrategy", "muon")
+    check_optimizer("ShardedStrategy", "adamw")
+    check_optimizer("DDPStrategy", "muon")
+
+
 class LikeDeepSpeed(DDPStrategy):
     """A strategy that shards, of a type derived from DDP's."""
 
 
 @pytest.mark.parametrize("strategy", [ModelParallelStrategy, LikeDeepSpeed])
 @pytest.mark.parametrize("stage", ["fit", "validate"])
-def test_refuses_strategies_that_shard(strategy: type, stage: str) -> None:
+def test_refuses_other_strategies_that_shard(strategy: type, stage: str) -> None:
     module = PathMoEModule(PathMoEConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
     module.trainer = trainer(strategy=strategy())
-    with pytest.raises(ValueError, match=rf"^trainer\.strategy \({strategy.__name__}\) must be auto or ddp: .*;"):
+    with pytest.raises(ValueError, match=rf"^trainer\.strategy \({strategy.__name__}\) must be auto, ddp or .*;"):
         module.setup(stage)
 
 
@@ -111,4 +136,4 @@ def test_the_command_line_refuses_them_before_it_starts_other_processes(
     ended = command_line(command, *given[command], "--trainer.strategy", strategy, "--trainer.devices", "2")
     assert (ended.status, ended.out) == (2, "")
     (line,) = ended.err.splitlines()
-    assert line.startswith("error: trainer.strategy (ModelParallelStrategy) must be auto or ddp")
+    assert line.startswith("error: trainer.strategy (ModelParallelStrategy) must be auto, ddp or ")

@@ -1,0 +1,161 @@
+"""Processes under FSDP2, hybrid sharding and DDP train as one does: same losses, figures, biases and weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pathmoe.training.sharded_strategy import ShardedStrategy
+
+STEPS = 3
+SHAPE = {
+    "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 8,
+    "num_experts": 5, "num_experts_per_tok": 2, "initializer_range": 0.2, "router_aux_loss_coef": 0.3,
+    "router_aux_loss_scope": "global_batch", "router_z_loss_coef": 0.2, "router_bias_update_rate": 0.1,
+}  # fmt: skip
+ROUTERS: dict[str, dict[str, Any]] = {
+    "path_b2": {"layers_per_router": 2},
+    "recurrent": {"router_type": "recurrent", "router_dim": 8},
+    "mono": {"layers_per_router": 3, "layers_per_decision": 3, "tie_word_embeddings": True},
+    "low_rank": {"layers_per_router": None, "router_rank": 2, "n_shared_experts": 1},
+}
+
+# Five experts do not divide by two ranks, so that shards are uneven.
+TRAIN = f"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.distributed.tensor import DTensor
+
+from pathmoe.config import PathMoEConfig
+from pathmoe.data import TokenDataModule
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO
+from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.module import PathMoEModule
+from pathmoe.training.optim import OptimizerConfig
+from pathmoe.training.schedule import ScheduleConfig
+from pathmoe.training.sharded_strategy import ShardedStrategy
+
+FOLDER, SOURCE, OPTIONS = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+STRATEGY, DEVICES, STEPS = OPTIONS["strategy"], OPTIONS["devices"], OPTIONS["steps"]
+
+
+class Record(Callback):
+    def __init__(self):
+        self.figures = []
+
+    def on_train_start(self, trainer, pl_module):
+        sharded = [isinstance(parameter, DTensor) for parameter in pl_module.parameters()]
+        assert all(sharded) if STRATEGY in ("fsdp2", "hybrid") else not any(sharded)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.figures.append({{name: float(value) for name, value in trainer.callback_metrics.items()}})
+
+
+if __name__ == "__main__":
+    strategies = {{
+        "fsdp2": ShardedStrategy, "hybrid": lambda: ShardedStrategy(num_replicas=2), "auto": lambda: "auto",
+        "ddp": lambda: "ddp",
+    }}
+    for name, fields in OPTIONS["routers"].items():
+        record = Record()
+        trainer = Trainer(
+            accelerator="cpu", devices=DEVICES, strategy=strategies[STRATEGY](), precision=OPTIONS["precision"],
+            callbacks=[record, LastCheckpoint(FOLDER / name / "last.ckpt", 100)], max_steps=STEPS,
+            limit_val_batches=0, gradient_clip_val=0.5, log_every_n_steps=1, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, plugins=[AtomicCheckpointIO()],
+        )
+        config, schedule = PathMoEConfig(**{SHAPE}, **fields), ScheduleConfig(name="constant")
+        module = PathMoEModule(config, OptimizerConfig(lr=0.01), schedule, activation_checkpointing=name == "mono")
+        data = TokenDataModule(source=SOURCE, vocab_size=300, sequence_length=32, micro_batch_size=8 // DEVICES)
+        trainer.fit(module, datamodule=data, ckpt_path=OPTIONS["ckpt_path"])
+        if trainer.is_global_zero:
+            (FOLDER / name / "figures.json").write_text(json.dumps(record.figures))
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="starts processes that talk over gloo"),
+]
+
+
+def train(folder: Path, source: Path, strategy: str, devices: int, **options: Any) -> Path:
+    folder.mkdir()
+    (folder / "train.py").write_text(TRAIN)
+    options = {
+        "strategy": strategy, "devices": devices, "precision": "32-true", "steps": STEPS, "ckpt_path": None,
+        "routers": ROUTERS, **options,
+    }  # fmt: skip
+    command = [sys.executable, "train.py", str(folder), str(source), json.dumps(options)]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, short_documents: Path) -> Path:
+    """What one process makes of each router."""
+    return train(tmp_path_factory.mktemp("one") / "runs", short_documents, "auto", 1)
+
+
+def figures(folder: Path, router: str) -> list[dict[str, float]]:
+    return json.loads((folder / router / "figures.json").read_text())
+
+
+def weights(folder: Path, router: str) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / router / "last.ckpt", weights_only=True)
+    assert content["optimizer_states"][0]["state"]
+    return content["state_dict"]
+
+
+def assert_same_training(found: Path, expected: Path, router: str, steps: int = STEPS) -> None:
+    """The last figures, and all weights, up to the rounding of sums over ranks."""
+    of_steps = zip(figures(found, router)[-steps:], figures(expected, router)[-steps:], strict=True)
+    for ours, theirs in of_steps:
+        assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-7), router
+    ours, theirs = weights(found, router), weights(expected, router)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5 * max(1.0, float(value.abs().max())))
+    assert any("selection_bias" in name and value.any() for name, value in ours.items())
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("fsdp2", 2), ("ddp", 2), ("hybrid", 4)])
+def test_ranks_train_as_one_process(
+    one: Path, tmp_path: Path, short_documents: Path, strategy: str, devices: int
+) -> None:
+    found = train(tmp_path / "ranks", short_documents, strategy, devices)
+    for router in ROUTERS:
+        assert_same_training(found, one, router)
+
+
+def test_a_run_goes_on_sharded_and_on_one_device(one: Path, tmp_path: Path, short_documents: Path) -> None:
+    router = {"path_b2": ROUTERS["path_b2"]}
+    first = train(tmp_path / "first", short_documents, "fsdp2", 2, steps=2, routers=router)
+    ckpt_path = str(first / "path_b2" / "last.ckpt")
+    for strategy, devices in (("fsdp2", 2), ("auto", 1)):
+        more = train(tmp_path / strategy, short_documents, strategy, devices, ckpt_path=ckpt_path, routers=router)
+        assert_same_training(more, one, "path_b2", steps=STEPS - 2)
+
+
+def test_mixed_precision_stays_near(one: Path, tmp_path: Path, short_documents: Path) -> None:
+    two = train(tmp_path / "two", short_documents, "fsdp2", 2, precision="bf16-mixed")
+    for router in ROUTERS:
+        losses = [[step["train/loss"] for step in figures(folder, router)] for folder in (two, one)]
+        assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+        assert {value.dtype for value in weights(two, router).values()} == {torch.float32}
+
+
+def test_replicas_that_the_ranks_do_not_divide_into_are_refused() -> None:
+    strategy = ShardedStrategy(num_replicas=3)
+    strategy.parallel_devices = [torch.device("cpu")] * 4
+    with pytest.raises(ValueError, match=r"^trainer\.strategy\.init_args\.num_replicas \(3\) must divide the 4 ranks"):
+        strategy.setup_environment()
