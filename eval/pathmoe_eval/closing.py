@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
-from pathmoe.training.export import check_export_folder, export_model
+from pathmoe.model import PathMoEForCausalLM
+from pathmoe.training.export import check_export_folder, export_model, load_model
 from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
 from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
 from pathmoe.training.validation_figures import table, validation_rows
@@ -117,8 +119,9 @@ class ClosingReport(Callback):
         if not summary_file.is_file():
             summary = self._validation | _training_figures(trainer, pl_module)
             tokenizer = trainer.datamodule.tokenizer
-            export_model(pl_module.model, tokenizer, run_folder / EXPORT_FOLDER)
-            summary["sample"] = sample_text(pl_module.model, tokenizer, self.prompt, self.sample_tokens)
+            model = _whole_model(pl_module.model, run_folder)
+            export_model(model, tokenizer, run_folder / EXPORT_FOLDER)
+            summary["sample"] = sample_text(model, tokenizer, self.prompt, self.sample_tokens)
             write_text_atomically(summary_file, json.dumps(summary, indent=2) + "\n")
         print(closing_table(json.loads(summary_file.read_text(encoding="utf-8")), run_folder))
 
@@ -129,6 +132,12 @@ class ClosingReport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's validation."""
         self._validation = state_dict["validation"]
+
+
+def _whole_model(model: PathMoEForCausalLM, run_folder: Path) -> PathMoEForCausalLM:
+    """The model, or where ranks hold shards of it, that of the checkpoint of the last step."""
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return load_model(run_folder / LAST_CHECKPOINT) if is_sharded else model
 
 
 def _training_figures(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

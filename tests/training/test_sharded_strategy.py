@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import pathmoe  # noqa: F401  # makes our models known to transformers
 from pathmoe.training.sharded_strategy import ShardedStrategy
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
 SHAPE = {
     "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 8,
@@ -41,6 +44,7 @@ from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
 from pathmoe.training.schedule import ScheduleConfig
+import pathmoe  # noqa: F401  # makes our models known to transformers
 from pathmoe.training.sharded_strategy import ShardedStrategy
 
 FOLDER, SOURCE, OPTIONS = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
@@ -159,3 +163,22 @@ def test_replicas_that_the_ranks_do_not_divide_into_are_refused() -> None:
     strategy.parallel_devices = [torch.device("cpu")] * 4
     with pytest.raises(ValueError, match=r"^trainer\.strategy\.init_args\.num_replicas \(3\) must divide the 4 ranks"):
         strategy.setup_environment()
+
+
+def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path: Path) -> None:
+    line = [
+        sys.executable, str(ROOT / "train.py"), "fit", "--config", "tiny", "--config", str(mini), "--config", "fsdp2",
+        "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--run_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert "validation perplexity" in ended.stdout and "a sample:" in ended.stdout
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    for name, tensor in exported.state_dict().items():
+        assert torch.equal(tensor, content["state_dict"][f"model.{name}"]), name
+    steps = content["global_step"]
+    more = [*line, "--ckpt_path", "last", "--trainer.max_steps", str(steps + 1)]
+    ended = subprocess.run(more, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == steps + 1
