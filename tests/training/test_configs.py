@@ -81,6 +81,8 @@ def test_everything_else(name: str, command_line: CommandLine) -> None:
                 added = [callback["class_path"] for callback in resolved[-len(value) :]]
                 assert added == [callback["class_path"] for callback in value]
                 assert resolved[0]["class_path"] == "pathmoe_eval.closing.ClosingReport", "what there was stays"
+            elif isinstance(value, dict) and "class_path" not in value:
+                assert resolved.items() >= value.items()
             elif isinstance(value, dict):
                 assert resolved["class_path"] == value["class_path"]
                 assert resolved["init_args"].items() >= value["init_args"].items()
