@@ -134,9 +134,10 @@ def locality_command(
         opened = model.open()
         tokenizer = opened.tokenizer
         prompt = {"model": opened.name, "prompt_file": str(prompt_file), "prompt_ids": encode_prompt(opened, text)}
-        refuse_another_report(out, _identity(prompt | model_identity(opened.model)))
+        identity = model_identity(opened.model)
+        refuse_another_report(out, _identity(prompt | identity))
         _refuse_another_search(out, _sampling(_options(generation)))
-        generate(opened, text, generation, out / TREE_FOLDER, prompt_file)
+        generate(opened, text, generation, out / TREE_FOLDER, prompt_file, identity)
         stored = read_tree(out / TREE_FOLDER)
     if seed is None:
         seed = int(stored.made_from["sampling"]["seed"])

@@ -98,19 +98,15 @@ class PathMoEModule(LightningModule):
         """Build the model in fp32, with weights that are drawn on the CPU, so that they depend on the seed alone.
 
         Lightning moves and converts it afterwards; built as it would, on the device and in the precision of the run,
-        the same seed would give each of them other weights. Where a strategy shards, no rank ever holds the whole.
+        the same seed would give each of them other weights. Where a strategy shards, no rank builds the whole.
         """
         if hasattr(self, "model"):
             return
         self.config._attn_implementation = self.attn_implementation
         self.config._experts_implementation = self.experts_implementation
         strategy = None if self._trainer is None else self.trainer.strategy
-        shards = isinstance(strategy, ShardedStrategy)
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.device("meta" if shards else "cpu"),
-            local_torch_dtype(torch.float32),
-        ):
+        device = "meta" if isinstance(strategy, ShardedStrategy) else "cpu"
+        with torch.random.fork_rng(devices=[]), torch.device(device), local_torch_dtype(torch.float32):
             self.model = PathMoEForCausalLM(self.config)
         if isinstance(strategy, ShardedStrategy):
             shard(self.model, strategy.sharding_mesh(), str(self.trainer.precision))

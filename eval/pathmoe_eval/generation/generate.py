@@ -58,7 +58,12 @@ class Generation:
 
 
 def generate(
-    model: EvaluatedModel, prompt: str, generation: Generation, folder: Path, prompt_file: Path | None = None
+    model: EvaluatedModel,
+    prompt: str,
+    generation: Generation,
+    folder: Path,
+    prompt_file: Path | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> SearchedTree:
     """Continue a prompt, and write `tree.arrow` and `journal.jsonl` into a folder.
 
@@ -71,6 +76,7 @@ def generate(
         generation: how.
         folder: made if it is not there.
         prompt_file: that the prompt is from; the tree names it.
+        identity: `model_identity` of the model where it is known already, since large weights take minutes to hash.
 
     Raises:
         ValueError: a prompt without tokens, or that with `max_new_tokens` is longer than the model can read; a model
@@ -85,7 +91,7 @@ def generate(
         )
     search = {
         "model": model.name,
-        **model_identity(model.model),
+        **(model_identity(model.model) if identity is None else identity),
         "tokenizer": model.tokenizer_place,
         "prompt": prompt,
         "prompt_ids": prompt_ids,
