@@ -1,6 +1,6 @@
 """The routed experts, and our dispatch as an experts implementation of transformers."""
 
-# Shapes: T tokens, D hidden, E experts, K experts per token, F expert width.
+# Shapes: T tokens, D hidden, E experts, K experts per token, F expert width, G = 2F, M rows from other ranks.
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import (
     ALL_EXPERTS_FUNCTIONS,
@@ -16,6 +17,7 @@ from transformers.integrations.moe import (
 )
 
 from pathmoe.config import PathMoEConfig
+from pathmoe.expert_parallel import with_experts_of_all_ranks
 from pathmoe.other_experts import is_plain_swiglu, other_experts_forward, refuse_what_no_op_serves
 from pathmoe_kernels import Dispatch, expert_mlp, sort_by_expert
 from pathmoe_kernels.autocast import to_autocast
@@ -104,8 +106,10 @@ def pathmoe_experts_forward(
         dispatch: the rows of `top_k_index` sorted by expert, where they are at hand.
 
     Raises:
-        ValueError: weights that are not there, or quantised, or sharded.
+        ValueError: weights that are not there, or quantised, or sharded otherwise than by `shard_experts`.
     """
+    if isinstance(experts, Experts) and isinstance(experts.down_proj, DTensor):
+        return _expert_parallel_forward(experts, hidden_states, top_k_index, top_k_weights)
     refuse_what_no_op_serves(experts)
     if dispatch is None:
         dispatch = sort_by_expert(top_k_index, experts.down_proj.shape[0])
@@ -114,6 +118,33 @@ def pathmoe_experts_forward(
     else:
         output_TD = other_experts_forward(experts, hidden_states, top_k_weights, dispatch)
     return output_TD.to(hidden_states.dtype)
+
+
+def _expert_parallel_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The same where each rank of a mesh holds some of the experts.
+
+    Their gradients are divided by the number of ranks, whose tokens they sum over: averaged over the groups of ranks
+    that share the experts, they are then averages over all ranks, as those of other parameters are.
+    """
+    group = experts.down_proj.device_mesh.get_group()
+    gate_up_EGD, down_EDF = (
+        _of_this_rank(weight, group.size()) for weight in (experts.gate_up_proj, experts.down_proj)
+    )
+
+    def local_experts(x_MD: Tensor, ids_MK: Tensor, weights_MK: Tensor) -> Tensor:
+        return expert_mlp(x_MD, weights_MK, gate_up_EGD, down_EDF, sort_by_expert(ids_MK, len(down_EDF)))
+
+    output_TD = with_experts_of_all_ranks(
+        local_experts, hidden_states, top_k_index, top_k_weights, len(down_EDF), group
+    )
+    return output_TD.to(hidden_states.dtype)
+
+
+def _of_this_rank(weight: Any, num_ranks: int) -> Tensor:
+    local: Tensor = weight.to_local()
+    if local.requires_grad:
+        local.register_hook(lambda gradient: gradient / num_ranks)
+    return local
 
 
 ALL_EXPERTS_FUNCTIONS.register("pathmoe", pathmoe_experts_forward)

@@ -22,6 +22,36 @@ def check_routers_learn(config: PathMoEConfig) -> None:
         )
 
 
+def check_experts_can_be_shared(
+    config: PathMoEConfig, experts_implementation: str, expert_parallel_size: int, num_shards: int
+) -> None:
+    """Refuse experts that can't be shared out over ranks as expert parallelism does.
+
+    Args:
+        config: the model's.
+        experts_implementation: what computes the experts.
+        expert_parallel_size: ranks that share the experts.
+        num_shards: ranks that share the rows of each expert.
+
+    Raises:
+        ValueError: experts or rows that do not divide by the ranks, or an implementation that sends no tokens.
+    """
+    key = f"trainer.strategy.init_args.expert_parallel_size ({expert_parallel_size})"
+    if experts_implementation != "pathmoe":
+        raise ValueError(
+            f"model.experts_implementation ({experts_implementation}) must be pathmoe under {key}, since no other "
+            "sends tokens to the experts of other ranks; change it, or set that to 1"
+        )
+    if config.num_experts % expert_parallel_size:
+        raise ValueError(f"{key} must divide model.config.num_experts ({config.num_experts}); change one of them")
+    for name, rows in (("hidden_size", config.hidden_size), ("moe_intermediate_size", config.moe_intermediate_size)):
+        if rows % num_shards:
+            raise ValueError(
+                f"{key} leaves {num_shards} ranks to share each expert, which must divide model.config.{name} ({rows})"
+                "; raise trainer.strategy.init_args.expert_parallel_size or num_replicas"
+            )
+
+
 def check_attention_is_installed(config: PathMoEConfig, attn_implementation: str) -> None:
     """Refuse flash attention where transformers can't find it.
 

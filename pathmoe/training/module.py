@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers.modeling_utils import local_torch_dtype
 
@@ -22,10 +21,16 @@ from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
 from pathmoe.training.errors import OnAllRanksError
+from pathmoe.training.gradient_norm import clip_gradients, gradient_norm
 from pathmoe.training.last_checkpoint import last_good_checkpoint
 from pathmoe.training.load_metrics import load_metrics
 from pathmoe.training.loop_progress import recount_micro_batches
-from pathmoe.training.model_requirements import check_attention_is_installed, check_attention_runs, check_routers_learn
+from pathmoe.training.model_requirements import (
+    check_attention_is_installed,
+    check_attention_runs,
+    check_experts_can_be_shared,
+    check_routers_learn,
+)
 from pathmoe.training.optim import OptimizerConfig, build_optimizer, learning_rates
 from pathmoe.training.schedule import ScheduleConfig, build_scheduler, check_schedule
 from pathmoe.training.settings import apply_group_settings, check_groups, group_settings
@@ -88,10 +93,14 @@ class PathMoEModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check what training needs before anything is built."""
         check_strategy(self.trainer)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy) and strategy.expert_parallel_size > 1:
+            sizes = strategy.expert_parallel_size, strategy.num_expert_shards
+            check_experts_can_be_shared(self.config, self.experts_implementation, *sizes)
         if stage == "fit":
             check_trainer(self.trainer)
             check_schedule(self.schedule_config, self.trainer.max_steps)
-        device_type = self.trainer.strategy.root_device.type
+        device_type = strategy.root_device.type
         check_attention_runs(self.attn_implementation, self.trainer.precision, device_type, training=stage == "fit")
 
     def configure_model(self) -> None:
@@ -109,7 +118,7 @@ class PathMoEModule(LightningModule):
         with torch.random.fork_rng(devices=[]), torch.device(device), local_torch_dtype(torch.float32):
             self.model = PathMoEForCausalLM(self.config)
         if isinstance(strategy, ShardedStrategy):
-            shard(self.model, strategy.sharding_mesh(), str(self.trainer.precision))
+            shard(self.model, strategy.sharding_mesh(), str(self.trainer.precision), strategy.experts_mesh())
             self.model.to_empty(device=strategy.root_device)
             self.model.tie_weights()
         initialize(self.model, fold_seed(self.seed, _INITIALISATION))
@@ -186,9 +195,7 @@ class PathMoEModule(LightningModule):
         All ranks see the same figures, so they stop together.
         """
         losses = self._totals.losses()
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._grad_norm = gradient_norm(self.parameters())
         # One transfer, hence one wait for the device, for the whole step.
         *values, grad_norm = torch.stack([*losses.values(), self._grad_norm.to(torch.float32)]).tolist()
         figures = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
@@ -241,7 +248,7 @@ class PathMoEModule(LightningModule):
     ) -> None:
         """Clip as Lightning does, with the norm that is known already."""
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._grad_norm)
+            clip_gradients(self.parameters(), gradient_clip_val, self._grad_norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

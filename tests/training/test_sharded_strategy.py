@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
 SHAPE = {
     "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 8,
-    "num_experts": 5, "num_experts_per_tok": 2, "initializer_range": 0.2, "router_aux_loss_coef": 0.3,
+    "num_experts": 6, "num_experts_per_tok": 2, "initializer_range": 0.2, "router_aux_loss_coef": 0.3,
     "router_aux_loss_scope": "global_batch", "router_z_loss_coef": 0.2, "router_bias_update_rate": 0.1,
 }  # fmt: skip
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "low_rank": {"layers_per_router": None, "router_rank": 2, "n_shared_experts": 1},
 }
 
-# Five experts do not divide by two ranks, so that shards are uneven.
+# Six experts do not divide by four ranks, so that shards are uneven.
 TRAIN = f"""
 import json
 import sys
@@ -57,7 +57,7 @@ class Record(Callback):
 
     def on_train_start(self, trainer, pl_module):
         sharded = [isinstance(parameter, DTensor) for parameter in pl_module.parameters()]
-        assert all(sharded) if STRATEGY in ("fsdp2", "hybrid") else not any(sharded)
+        assert all(sharded) if isinstance(trainer.strategy, ShardedStrategy) else not any(sharded)
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.figures.append({{name: float(value) for name, value in trainer.callback_metrics.items()}})
@@ -65,8 +65,9 @@ class Record(Callback):
 
 if __name__ == "__main__":
     strategies = {{
-        "fsdp2": ShardedStrategy, "hybrid": lambda: ShardedStrategy(num_replicas=2), "auto": lambda: "auto",
-        "ddp": lambda: "ddp",
+        "auto": lambda: "auto", "ddp": lambda: "ddp", "fsdp2": ShardedStrategy,
+        "hybrid": lambda: ShardedStrategy(num_replicas=2), "ep_alone": lambda: ShardedStrategy(DEVICES, DEVICES),
+        "ep_fsdp2": lambda: ShardedStrategy(expert_parallel_size=2), "ep_hybrid": lambda: ShardedStrategy(2, 2),
     }}
     for name, fields in OPTIONS["routers"].items():
         record = Record()
@@ -77,7 +78,11 @@ if __name__ == "__main__":
             enable_model_summary=False, plugins=[AtomicCheckpointIO()],
         )
         config, schedule = PathMoEConfig(**{SHAPE}, **fields), ScheduleConfig(name="constant")
-        module = PathMoEModule(config, OptimizerConfig(lr=0.01), schedule, activation_checkpointing=name == "mono")
+        # With AdamW's usual epsilon the updates of gradients near zero are as large as their rounding is wide.
+        optimizer = OptimizerConfig(lr=0.01, eps=1e-5)
+        module = PathMoEModule(
+            config, optimizer, schedule, activation_checkpointing=name == "mono", compile=OPTIONS["compile"]
+        )
         data = TokenDataModule(source=SOURCE, vocab_size=300, sequence_length=32, micro_batch_size=8 // DEVICES)
         trainer.fit(module, datamodule=data, ckpt_path=OPTIONS["ckpt_path"])
         if trainer.is_global_zero:
@@ -95,7 +100,7 @@ def train(folder: Path, source: Path, strategy: str, devices: int, **options: An
     (folder / "train.py").write_text(TRAIN)
     options = {
         "strategy": strategy, "devices": devices, "precision": "32-true", "steps": STEPS, "ckpt_path": None,
-        "routers": ROUTERS, **options,
+        "routers": ROUTERS, "compile": False, **options,
     }  # fmt: skip
     command = [sys.executable, "train.py", str(folder), str(source), json.dumps(options)]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -119,8 +124,8 @@ def weights(folder: Path, router: str) -> dict[str, torch.Tensor]:
     return content["state_dict"]
 
 
-def assert_same_training(found: Path, expected: Path, router: str, steps: int = STEPS) -> None:
-    """The last figures, and all weights, up to the rounding of sums over ranks."""
+def assert_same_training(found: Path, expected: Path, router: str, steps: int = STEPS) -> float:
+    """The last figures, and all weights, up to the rounding of sums over ranks; the largest difference of a weight."""
     of_steps = zip(figures(found, router)[-steps:], figures(expected, router)[-steps:], strict=True)
     for ours, theirs in of_steps:
         assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-7), router
@@ -128,40 +133,60 @@ def assert_same_training(found: Path, expected: Path, router: str, steps: int = 
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name].shape == value.shape
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5 * max(1.0, float(value.abs().max())))
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=5e-6 * max(1.0, float(value.abs().max())))
     assert any("selection_bias" in name and value.any() for name, value in ours.items())
+    return max(float((ours[name] - value).abs().max()) for name, value in theirs.items())
 
 
-@pytest.mark.parametrize(("strategy", "devices"), [("fsdp2", 2), ("ddp", 2), ("hybrid", 4)])
+@pytest.mark.parametrize(
+    ("strategy", "devices"),
+    [
+        ("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 4), ("hybrid", 4), ("ep_alone", 2), ("ep_fsdp2", 2),
+        ("ep_fsdp2", 4), ("ep_hybrid", 4),
+    ],
+)  # fmt: skip
 def test_ranks_train_as_one_process(
     one: Path, tmp_path: Path, short_documents: Path, strategy: str, devices: int
 ) -> None:
     found = train(tmp_path / "ranks", short_documents, strategy, devices)
     for router in ROUTERS:
-        assert_same_training(found, one, router)
+        print(f"{strategy} on {devices}, {router}: {assert_same_training(found, one, router):.1e}")
 
 
-def test_a_run_goes_on_sharded_and_on_one_device(one: Path, tmp_path: Path, short_documents: Path) -> None:
+@pytest.mark.parametrize(("strategy", "devices"), [("fsdp2", 2), ("ep_fsdp2", 4)])
+def test_a_run_goes_on_with_other_shards_and_with_none(
+    one: Path, tmp_path: Path, short_documents: Path, strategy: str, devices: int
+) -> None:
     router = {"path_b2": ROUTERS["path_b2"]}
-    first = train(tmp_path / "first", short_documents, "fsdp2", 2, steps=2, routers=router)
+    first = train(tmp_path / "first", short_documents, strategy, devices, steps=2, routers=router)
     ckpt_path = str(first / "path_b2" / "last.ckpt")
-    for strategy, devices in (("fsdp2", 2), ("auto", 1)):
+    for strategy, devices in (("fsdp2", 2), ("ep_fsdp2", 2), ("auto", 1)):
         more = train(tmp_path / strategy, short_documents, strategy, devices, ckpt_path=ckpt_path, routers=router)
         assert_same_training(more, one, "path_b2", steps=STEPS - 2)
 
 
-def test_mixed_precision_stays_near(one: Path, tmp_path: Path, short_documents: Path) -> None:
-    two = train(tmp_path / "two", short_documents, "fsdp2", 2, precision="bf16-mixed")
+@pytest.mark.parametrize(("strategy", "router"), [("fsdp2", "mono"), ("ep_fsdp2", "path_b2")])
+def test_compiled_layers_train_as_they_do_otherwise(
+    one: Path, tmp_path: Path, short_documents: Path, strategy: str, router: str
+) -> None:
+    found = train(tmp_path / "two", short_documents, strategy, 2, compile=True, routers={router: ROUTERS[router]})
+    assert_same_training(found, one, router)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "ep_fsdp2"])
+def test_mixed_precision_stays_near(one: Path, tmp_path: Path, short_documents: Path, strategy: str) -> None:
+    two = train(tmp_path / "two", short_documents, strategy, 2, precision="bf16-mixed")
     for router in ROUTERS:
         losses = [[step["train/loss"] for step in figures(folder, router)] for folder in (two, one)]
         assert losses[0] == pytest.approx(losses[1], rel=2e-2)
         assert {value.dtype for value in weights(two, router).values()} == {torch.float32}
 
 
-def test_replicas_that_the_ranks_do_not_divide_into_are_refused() -> None:
-    strategy = ShardedStrategy(num_replicas=3)
+@pytest.mark.parametrize("key", ["num_replicas", "expert_parallel_size"])
+def test_groups_that_the_ranks_do_not_divide_into_are_refused(key: str) -> None:
+    strategy = ShardedStrategy(**{key: 3})
     strategy.parallel_devices = [torch.device("cpu")] * 4
-    with pytest.raises(ValueError, match=r"^trainer\.strategy\.init_args\.num_replicas \(3\) must divide the 4 ranks"):
+    with pytest.raises(ValueError, match=rf"^trainer\.strategy\.init_args\.{key} \(3\) must divide the 4 ranks"):
         strategy.setup_environment()
 
 

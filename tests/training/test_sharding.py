@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
-from pathmoe.training.sharding import shard
+from pathmoe.training.sharding import EXPERTS, shard
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 8,
@@ -39,6 +39,15 @@ def test_units_are_experts_layers_and_the_root(mesh: DeviceMesh, device: str) ->
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     of_root = {name for name, _ in model.named_parameters() if not name.startswith("model.layers.")}
     assert any(name.startswith("model.routers.") for name in of_root)
+
+
+def test_experts_are_shared_out_and_then_sharded_by_rows(mesh: DeviceMesh) -> None:
+    model = PathMoEForCausalLM(PathMoEConfig(**SHAPE))
+    experts_mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("shards", EXPERTS))
+    shard(model, mesh, "32-true", experts_mesh)
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        assert parameter.placements == ((Shard(1), Shard(0)) if ".experts." in name else (Shard(0),)), name
 
 
 def test_in_mixed_precision_what_computes_is_bf16_and_what_is_kept_fp32(mesh: DeviceMesh) -> None:
