@@ -20,9 +20,7 @@ from pathmoe.initialization import initialize
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
 from pathmoe.training.compatibility import check_architecture
-from pathmoe.training.errors import OnAllRanksError
 from pathmoe.training.gradient_norm import clip_gradients, gradient_norm
-from pathmoe.training.last_checkpoint import last_good_checkpoint
 from pathmoe.training.load_metrics import load_metrics
 from pathmoe.training.loop_progress import recount_micro_batches
 from pathmoe.training.model_requirements import (
@@ -31,6 +29,7 @@ from pathmoe.training.model_requirements import (
     check_experts_can_be_shared,
     check_routers_learn,
 )
+from pathmoe.training.non_finite import NonFiniteSteps
 from pathmoe.training.optim import OptimizerConfig, build_optimizer, learning_rates
 from pathmoe.training.schedule import ScheduleConfig, build_scheduler, check_schedule
 from pathmoe.training.settings import apply_group_settings, check_groups, group_settings
@@ -42,8 +41,6 @@ from pathmoe.training.trainer_requirements import check_optimizer, check_strateg
 Batch = Mapping[str, Any]
 _INITIALISATION, _NOISE = 0, 1
 """What a seed is folded with, so that each use has a stream of its own."""
-_MOST_NAMED = 8
-"""Micro-batches that an error names; a large run may have thousands."""
 
 
 class PathMoEModule(LightningModule):
@@ -57,6 +54,8 @@ class PathMoEModule(LightningModule):
         experts_implementation: `pathmoe` for our kernels, or one of transformers'.
         activation_checkpointing: recompute each layer in backward instead of keeping its activations.
         compile: compile each decoder layer with torch.compile.
+        non_finite: what a step is worth whose loss or gradient is not finite: `stop` ends the run before it, `skip`
+            leaves it out, says so and counts it, but not many times in a row.
         seed: seed of initial weights and router noise; taken from `seed_everything`.
 
     Raises:
@@ -74,6 +73,7 @@ class PathMoEModule(LightningModule):
         experts_implementation: Literal["pathmoe", "grouped_mm", "batched_mm", "eager"] = "pathmoe",
         activation_checkpointing: bool = False,
         compile: bool = False,
+        non_finite: Literal["stop", "skip"] = "stop",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +89,7 @@ class PathMoEModule(LightningModule):
         self.seed = seed
         self.model: PathMoEForCausalLM
         self._totals = StepTotals()
+        self._non_finite = NonFiniteSteps(non_finite)
 
     def setup(self, stage: str) -> None:
         """Check what training needs before anything is built."""
@@ -190,7 +191,7 @@ class PathMoEModule(LightningModule):
         return int(sum_over_ranks(torch.tensor(batch["num_items"], device=self.device)))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop before a loss or a gradient that is not finite reaches the weights; move the biases; log.
+        """Stop before a loss or a gradient that is not finite reaches the weights, or skip it; move the biases; log.
 
         All ranks see the same figures, so they stop together.
         """
@@ -200,22 +201,15 @@ class PathMoEModule(LightningModule):
         *values, grad_norm = torch.stack([*losses.values(), self._grad_norm.to(torch.float32)]).tolist()
         figures = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
         figures["train/grad_norm"] = grad_norm
-        self._refuse_what_is_not_finite(figures)
         load_LE = self._totals.load()
-        if self.config.router_bias_update_rate:
+        if not self._non_finite.allow(figures, self._totals, self.trainer):
+            # Without gradients optimizers leave weights and states as they are.
+            self.zero_grad(set_to_none=True)
+        elif self.config.router_bias_update_rate:
             self._move_selection_biases(load_LE)
+        if self._non_finite.skipped:
+            figures["train/skipped_steps"] = self._non_finite.skipped
         self._log_step(figures | learning_rates(optimizer), load_LE)
-
-    def _refuse_what_is_not_finite(self, figures: Mapping[str, float]) -> None:
-        for name in ("train/loss", "train/grad_norm"):
-            if not math.isfinite(figures[name]):
-                suspects = self._totals.suspects()
-                more = f"; and {len(suspects) - _MOST_NAMED} more" if len(suspects) > _MOST_NAMED else ""
-                raise OnAllRanksError(
-                    f"{name} ({figures[name]}) must be finite, but is not at optimizer step {self.trainer.global_step} "
-                    f"({'; '.join(suspects[:_MOST_NAMED])}{more}); lower model.optimizer.lr or set "
-                    f"trainer.gradient_clip_val, and {last_good_checkpoint(self.trainer)}"
-                )
 
     def _move_selection_biases(self, load_LE: Tensor) -> None:
         dense = self.config.first_k_dense_replace
@@ -294,8 +288,11 @@ class PathMoEModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's configuration, as plain types, and what the counts of micro-batches refer to."""
-        accumulate = self.trainer.accumulate_grad_batches
-        checkpoint["pathmoe"] = {"config": self.config.to_dict(), "accumulate_grad_batches": accumulate}
+        checkpoint["pathmoe"] = {
+            "config": self.config.to_dict(),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "skipped_steps": self._non_finite.skipped,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture or, to go on with training, of another optimizer."""
@@ -303,6 +300,7 @@ class PathMoEModule(LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         before, now = checkpoint["pathmoe"]["accumulate_grad_batches"], self.trainer.accumulate_grad_batches
+        self._non_finite.skipped = checkpoint["pathmoe"].get("skipped_steps", 0)  # older ones have none
         recount_micro_batches(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], before, now)
         if checkpoint.get("optimizer_states"):
             check_groups(

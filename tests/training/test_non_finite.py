@@ -44,7 +44,7 @@ DATA = {"source": "c-functions", "num_documents": 120, "sequence_length": 32, "m
 
 
 class Poison(Callback):
-    """NaN into a weight before a micro-batch of a rank, or infinity into a gradient after it."""
+    """NaN in a weight before a micro-batch of a rank; infinity into a gradient after it, or into all from then on."""
 
     def __init__(self, step: int, micro_batch: int, what: str, rank: int = 0) -> None:
         self.at = (step, micro_batch, rank)
@@ -58,7 +58,7 @@ class Poison(Callback):
                 pl_module.model.model.norm.weight[0] = math.nan
 
     def on_after_backward(self, trainer: Trainer, pl_module: PathMoEModule) -> None:
-        if self.now and self.what == "gradient":
+        if (self.now and self.what == "gradient") or (self.what == "gradients" and trainer.global_step >= self.at[0]):
             next(pl_module.parameters()).grad[0, 0] = math.inf
 
 
@@ -71,21 +71,26 @@ class KeepWeights(Callback):
             self.weights.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
 
-def fit(poison: Poison, folder: Path, keep: KeepWeights | None = None, **data: Any) -> None:
+def fit(
+    poison: Poison, folder: Path, keep: KeepWeights | None = None, non_finite: Any = "stop", **data: Any
+) -> Trainer:
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        max_steps=9,
+        max_steps=16,
         accumulate_grad_batches=2,
         callbacks=[poison, keep or KeepWeights(), LastCheckpoint(folder / "last.ckpt", every_n_steps=2)],
         plugins=[AtomicCheckpointIO()],
         limit_val_batches=0,
+        log_every_n_steps=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = PathMoEModule(PathMoEConfig(**SHAPE), schedule=ScheduleConfig(name="constant"))
+    config = PathMoEConfig(**SHAPE, scoring_func="sigmoid", router_bias_update_rate=0.1)
+    module = PathMoEModule(config, schedule=ScheduleConfig(name="constant"), non_finite=non_finite)
     trainer.fit(module, datamodule=TokenDataModule(**DATA | data, vocab_size=300))
+    return trainer
 
 
 def blocks_of(step: int, micro_batch: int) -> list[int]:
@@ -124,8 +129,31 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in read_checkpoint(tmp_path / "last.ckpt")["state_dict"].values())
 
 
+def test_a_step_that_is_skipped_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    keep = KeepWeights()
+    with pytest.warns(UserWarning, match=r"^train/grad_norm .* step 2 \(rank 0, .*\); the step is left out$") as warned:
+        trainer = fit(Poison(2, 1, "gradient"), tmp_path, keep, non_finite="skip")
+    assert len([one for one in warned if "left out" in str(one.message)]) == 1
+    assert trainer.global_step == len(keep.weights) == 16
+    assert all(torch.equal(value, keep.weights[1][name]) for name, value in keep.weights[2].items())
+    assert any(not torch.equal(value, keep.weights[2][name]) for name, value in keep.weights[3].items())
+    assert all(value.isfinite().all() for value in keep.weights[-1].values())
+    assert trainer.callback_metrics["train/skipped_steps"] == 1
+    assert read_checkpoint(tmp_path / "last.ckpt")["pathmoe"]["skipped_steps"] == 1
+
+
+def test_steps_are_not_skipped_forever(tmp_path: Path) -> None:
+    keep = KeepWeights()
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match=r"at optimizer step 12 \(.*\), as it was not in the 10 steps before; lower"),
+    ):
+        fit(Poison(2, 0, "gradients"), tmp_path, keep, non_finite="skip")
+    assert all(torch.equal(value, keep.weights[1][name]) for name, value in keep.weights[-1].items())
+
+
 def test_a_long_list_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathmoe.training.module._MOST_NAMED", 1)
+    monkeypatch.setattr("pathmoe.training.non_finite._MOST_NAMED", 1)
     with pytest.raises(
         ValueError, match=rf"\(rank 0, micro-batch 0, blocks {re.escape(str(blocks_of(1, 0)))}; and 1 more\)"
     ):
