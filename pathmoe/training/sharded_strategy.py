@@ -1,6 +1,7 @@
 """FSDP2 as a strategy of Lightning: parameters, gradients and optimizer states sharded over the ranks."""
 
 import math
+from datetime import timedelta
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -18,10 +19,13 @@ class ShardedStrategy(ModelParallelStrategy):
             of nodes keeps what is gathered within a node.
         expert_parallel_size: ranks, next to each other, that share the experts: each has some of them whole, and tokens
             travel. What is then still to be sharded of an expert is sharded over the ranks of its replica.
+        timeout: how long a rank waits for the others before the run ends.
     """
 
-    def __init__(self, num_replicas: int = 1, expert_parallel_size: int = 1) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+    def __init__(
+        self, num_replicas: int = 1, expert_parallel_size: int = 1, timeout: timedelta = timedelta(minutes=10)
+    ) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
         self.num_replicas = num_replicas
         self.expert_parallel_size = expert_parallel_size
 
