@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
 from torch.nn.functional import pad
 
-from pathmoe_kernels import Dispatch, combine_rows, dispatch_rows, sort_by_expert
+from pathmoe_kernels import Dispatch, dispatch_rows, sort_by_expert, sum_rows
 
 LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From rows [M, D], their expert ids [M, K] as this rank counts its own, and weights [M, K] to outputs [M, D]."""
@@ -72,7 +72,7 @@ def with_experts_of_all_ranks(
     ids_MK = exchange.there(expert_ids_TK.index_select(0, token_N)) - group.rank() * num_local_experts
     y_ND = exchange.back(local_experts(x_MD, ids_MK, weights_MK))
     rows_ND = pad(y_ND, (0, 0, 0, num_tokens * num_choices - num_rows))
-    return combine_rows(rows_ND, torch.ones_like(weights_TK), exchange.dispatch)
+    return sum_rows(rows_ND, exchange.dispatch, num_choices)
 
 
 def _exchange(expert_ids_TK: Tensor, num_local_experts: int, group: dist.ProcessGroup) -> _Exchange:

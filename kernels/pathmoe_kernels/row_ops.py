@@ -40,6 +40,17 @@ def combine_rows(y_ND: Tensor, weights_TK: Tensor, dispatch: Dispatch) -> Tensor
     return _combine_rows_op(y_ND, weights_TK, *dispatch, weights_TK.shape[1])
 
 
+def sum_rows(y_ND: Tensor, dispatch: Dispatch, num_experts_per_tok: int) -> Tensor:
+    """Each token's rows, summed in fp32 at least: [T, D] in the rows' dtype; nothing of size [N, D] is saved.
+
+    Args:
+        y_ND: [N, D] floating point, sorted by expert; rows of no expert add nothing, and have zero gradients.
+        dispatch: the order of the rows.
+        num_experts_per_tok: K.
+    """
+    return _combine_rows_op(y_ND, None, *dispatch, num_experts_per_tok)
+
+
 def clear_rows_of_no_expert(rows_ND: Tensor, ends_E: Tensor) -> None:
     """Set the rows past the last expert's to zero, in place; on a GPU without waiting for it."""
     if runs_triton(rows_ND):

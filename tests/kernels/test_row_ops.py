@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pathmoe_kernels import Dispatch, combine_rows, dispatch_rows, sort_by_expert
+from pathmoe_kernels import Dispatch, combine_rows, dispatch_rows, sort_by_expert, sum_rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -111,6 +111,25 @@ def test_combined_rows_are_weighted_sums_whatever_the_rows_of_no_expert_hold(
     assert [tensor.dtype for tensor in ours] == [dtype, dtype, weights_TK.dtype]
     assert not ours[1][len(rows) :].any()
     assert not ours[2].view(-1)[dispatch.order_N[len(rows) :]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("share_of_none", SHARES_OF_NONE)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_summed_rows_are_combined_ones_of_weight_one_that_save_no_rows(
+    shape: Shape, share_of_none: float, dtype: torch.dtype
+) -> None:
+    dispatch, rows = routed(shape, share_of_none)
+    y_ND, upstream_TD = torch.randn(shape.T * shape.K, shape.D).to(dtype), torch.randn(shape.T, shape.D).to(dtype)
+    ones_TK = torch.ones(shape.T, shape.K, dtype=torch.float64)
+    exact = output_and_gradients(lambda y_ND: plain_combine(y_ND, ones_TK, rows), [y_ND.double()], upstream_TD)
+    y_ND[len(rows) :] = math.nan
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        ours = output_and_gradients(lambda y_ND: sum_rows(y_ND, dispatch, shape.K), [y_ND], upstream_TD)
+    assert_exact(ours, exact, dtype)
+    assert [tensor.dtype for tensor in ours] == [dtype, dtype]
+    assert not any(tensor.is_floating_point() for tensor in saved)
 
 
 def double(*shape: int) -> Tensor:
