@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pathmoe.training.config_files import SAID_ONCE, find_config
 from pathmoe.training.run_folder import (
+    CHECKPOINT_NAMES,
     default_run_folder,
     has_checkpoint,
     newest_run_folder,
@@ -68,7 +69,7 @@ def _run_folder(arguments: Sequence[str], configs: Sequence[str], ckpt_path: str
     explicit = option_values(arguments, "--run_dir")
     if explicit:
         return Path(explicit[-1])
-    if ckpt_path in ("last", "best") and not configs:
+    if ckpt_path in CHECKPOINT_NAMES and not configs:
         return newest_run_folder(ckpt_path)
     return default_run_folder(configs, _overrides(arguments))
 

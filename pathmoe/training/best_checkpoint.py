@@ -8,6 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from pathmoe.training.background_saves import BackgroundSaves
+from pathmoe.training.checkpoint_names import SaveOptions
+
 
 class BestCheckpoint(Checkpoint):
     """Replaces one file after each validation whose `val/loss` is lower than all before, a resumed run's included.
@@ -15,11 +18,13 @@ class BestCheckpoint(Checkpoint):
     A `ModelCheckpoint` forgets the best loss once the folder of the run has been moved.
 
     Args:
-        path: the file.
+        path: the checkpoint.
+        background: where it is written while training goes on; None waits for it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, background: BackgroundSaves | None = None) -> None:
         self.path = path
+        self.background = background
         self.loss = math.inf
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -29,7 +34,8 @@ class BestCheckpoint(Checkpoint):
         loss = float(trainer.callback_metrics["val/loss"])
         if loss < self.loss:
             self.loss = loss
-            trainer.save_checkpoint(self.path)
+            options = SaveOptions(background=self.background) if self.background else None
+            trainer.save_checkpoint(self.path, storage_options=options)
 
     def state_dict(self) -> dict[str, Any]:
         """The lowest loss so far."""

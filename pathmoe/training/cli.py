@@ -11,7 +11,7 @@ import yaml
 from datasets import disable_progress_bars
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from transformers.utils import logging as transformers_logging
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
 from pathmoe.training.arguments import expand
+from pathmoe.training.background_saves import BackgroundSaves
 from pathmoe.training.best_checkpoint import BestCheckpoint
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO, saved_step
 from pathmoe.training.config_files import SAID_ONCE
@@ -56,7 +57,7 @@ class PathMoECLI(LightningCLI):
             "--ckpt_path",
             type=str,
             default=None,
-            help="A checkpoint with its settings: its path, its run's folder, or last or best of the run.",
+            help="A checkpoint with its settings: its path, its run's folder, or last, previous or best of the run.",
         )
         parser.add_argument(
             "--run_dir", type=str, default="runs/run", help="Folder of the run; from configs and flags."
@@ -64,6 +65,18 @@ class PathMoECLI(LightningCLI):
         parser.add_argument("--dry_run", action="store_true", help="Print what the run would be, and exit.")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=1000, help="Optimizer steps between checkpoints."
+        )
+        parser.add_argument(
+            "--checkpoint_keep_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Optimizer steps between checkpoints that are kept for good, as step=N.ckpt.",
+        )
+        parser.add_argument(
+            "--checkpoint_async",
+            type=bool,
+            default=False,
+            help="Write checkpoints while training goes on, from a copy in CPU memory.",
         )
         for key, source in SAID_ONCE.items():
             parser.link_arguments(source, key, compute_fn=int)
@@ -128,9 +141,7 @@ class PathMoECLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":
-            every_n_steps = self._get(self.config, "checkpoint_every_n_steps")
-            best = BestCheckpoint(self.run_folder / BEST_CHECKPOINT)
-            callbacks += [best, LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every_n_steps)]
+            callbacks += self._checkpoints()
         check_accelerator(config.get("accelerator", "auto"))
         given = config.get("callbacks") or []
         check_callbacks([*(given if isinstance(given, list) else [given]), *callbacks])
@@ -143,6 +154,15 @@ class PathMoECLI(LightningCLI):
         # Here, and not only when the module is set up, so that one process says it and no other is started.
         check_strategy(trainer)
         return trainer
+
+    def _checkpoints(self) -> list[Callback]:
+        every, keep, is_async = (
+            self._get(self.config, f"checkpoint_{name}") for name in ("every_n_steps", "keep_every_n_steps", "async")
+        )
+        # One for both, so that one of them at a time is copied and written.
+        background = BackgroundSaves() if is_async else None
+        best = BestCheckpoint(self.run_folder / BEST_CHECKPOINT, background)
+        return [best, LastCheckpoint(self.run_folder / LAST_CHECKPOINT, every, keep, background)]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # A checkpoint is never trusted with code.

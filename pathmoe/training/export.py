@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.olmoe import to_olmoe
-from pathmoe.training.checkpoint_io import read_checkpoint
+from pathmoe.training.checkpoint_io import fill_weights, saved_settings
 from pathmoe.training.errors import OneLineParser
 from pathmoe.training.run_folder import resolve_checkpoint, saved_tokenizer
 
@@ -29,9 +29,8 @@ def load_model(checkpoint: Path) -> PathMoEForCausalLM:
     Raises:
         ValueError: no checkpoint of ours.
     """
-    content = read_checkpoint(checkpoint)
-    model = PathMoEForCausalLM(PathMoEConfig(**content["pathmoe"]["config"]))
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()})
+    model = PathMoEForCausalLM(PathMoEConfig(**saved_settings(checkpoint)["pathmoe"]["config"]))
+    fill_weights(checkpoint, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """Callback that keeps the run's last checkpoint."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from pathmoe.training.background_saves import BackgroundSaves
+from pathmoe.training.checkpoint_io import saved_step
+from pathmoe.training.checkpoint_names import SaveOptions
+from pathmoe.training.run_folder import PREVIOUS_CHECKPOINT
 from pathmoe.training.stop_signals import Stopped, StopSignals
 
 
@@ -20,15 +25,27 @@ class LastCheckpoint(Checkpoint):
     does Ctrl-C, or SIGTERM, after which nothing else is done; a second one does not wait.
 
     Args:
-        path: the file.
+        path: the checkpoint; the one before it is kept beside it.
         every_n_steps: optimizer steps between checkpoints.
+        keep_every_n_steps: optimizer steps between those that are kept for good, under names of their own.
+        background: where they are written while training goes on; None waits for them.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"--checkpoint_every_n_steps ({every_n_steps}) must be at least 1; raise it")
+    def __init__(
+        self,
+        path: Path,
+        every_n_steps: int,
+        keep_every_n_steps: int | None = None,
+        background: BackgroundSaves | None = None,
+    ) -> None:
+        for option, value in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"--checkpoint_{option} ({value}) must be at least 1; raise it")
         self.path = path
         self.every_n_steps = every_n_steps
+        self.keep_every_n_steps = keep_every_n_steps
+        self.background = background
+        self._keeps_the_one_before = True
         self._save_after_validation = False
         self._stop_at_end_of_step = False
         self._saved_step: int | None = None
@@ -42,6 +59,10 @@ class LastCheckpoint(Checkpoint):
         A fit that was over already does not come here.
         """
         self._saved_step = trainer.global_step
+        # Who goes on from another one has a reason not to trust the last.
+        self._keeps_the_one_before = trainer.ckpt_path is None or (
+            self.path.exists() and self.path.samefile(trainer.ckpt_path)
+        )
         self._signals.listen()
         if self._logged:
             for logger in trainer.loggers:
@@ -59,7 +80,7 @@ class LastCheckpoint(Checkpoint):
         self._stopped_by = self._signals.received(trainer)
         step = trainer.global_step
         self._logged = _logged_figures(trainer) if step % trainer.log_every_n_steps == 0 else {}
-        due = step % self.every_n_steps == 0 or step == trainer.max_steps or _stops(trainer) or bool(self._stopped_by)
+        due = step % self.every_n_steps == 0 or self._is_kept(step) or self._is_last(trainer)
         self._save_after_validation = due and _validation_follows(trainer)
         if due and not self._save_after_validation:
             self._save(trainer)
@@ -74,20 +95,45 @@ class LastCheckpoint(Checkpoint):
         self._signals.leave()
         if self._saved_step is not None and trainer.global_step > self._saved_step:
             self._save(trainer)
+        if self.background is not None:
+            self.background.wait()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Where a signal ends a fit that has started, say where it has got to and how to go on."""
+        """Where a signal ends a fit that has started, say where it has got to and how to go on.
+
+        What is being written is finished first, unless a signal has come that does not wait.
+        """
         self._signals.leave()
+        if self.background is not None and not isinstance(exception, Stopped):
+            try:
+                self.background.wait()
+            except Exception as error:
+                if trainer.is_global_zero:
+                    sys.stderr.write(f"the last checkpoint was not written: {error}\n")
         if isinstance(exception, Stopped) and self._saved_step is not None:
-            where = f"at step {self._saved_step}" if self.path.exists() else "before the first checkpoint"
+            where = f"at step {saved_step(self.path)}" if self.path.exists() else "before the first checkpoint"
             exception.line = f"stopped {where}; go on with the same command and --ckpt_path last"
 
     def _save(self, trainer: Trainer) -> None:
         self._save_after_validation = False
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self.path)
+        step = self._saved_step = trainer.global_step
+        options = SaveOptions(
+            previous=self.path.with_name(PREVIOUS_CHECKPOINT) if self._keeps_the_one_before else None,
+            permanent=self.path.with_name(f"step={step}.ckpt") if self._is_kept(step) else None,
+            background=self.background,
+        )
+        trainer.save_checkpoint(self.path, storage_options=options)
+        self._keeps_the_one_before = True
+        if self.background is not None and self._is_last(trainer):
+            self.background.wait()
         if self._stopped_by:
             raise Stopped(self._stopped_by)
+
+    def _is_kept(self, step: int) -> bool:
+        return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
+
+    def _is_last(self, trainer: Trainer) -> bool:
+        return trainer.global_step == trainer.max_steps or _stops(trainer) or bool(self._stopped_by)
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged of the step that the checkpoint was written at."""

@@ -11,12 +11,18 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 TOKENIZER_FOLDER = "tokenizer"
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 RUNS = Path("runs")
 
 # What a name stands for: the first of these files that is there. A kill before the first periodic checkpoint may leave
 # a run with its best one alone.
-_CHECKPOINTS = {"last": (LAST_CHECKPOINT, BEST_CHECKPOINT), "best": (BEST_CHECKPOINT,)}
+_CHECKPOINTS = {
+    "last": (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT),
+    "previous": (PREVIOUS_CHECKPOINT,),
+    "best": (BEST_CHECKPOINT,),
+}
+CHECKPOINT_NAMES = tuple(_CHECKPOINTS)
 
 _LONGEST_LABEL = 80
 
@@ -53,7 +59,7 @@ def _named_checkpoint(run_folder: Path, name: str) -> Path:
 
 
 def newest_run_folder(name: str = "last", runs: Path = RUNS) -> Path:
-    """The folder under `runs` whose checkpoint of that name, `last` or `best`, was written last.
+    """The folder under `runs` whose checkpoint of that name, `last`, `previous` or `best`, was written last.
 
     Raises:
         ValueError: there is none.
@@ -70,8 +76,8 @@ def resolve_checkpoint(ckpt_path: str, run_folder: Path | None) -> Path:
     """The checkpoint, a file or a sharded folder, that `ckpt_path` stands for.
 
     Args:
-        ckpt_path: a path; a run folder, for its last checkpoint; or `last` or `best`, for those of `run_folder`. The
-            last one is the best one where there is no other.
+        ckpt_path: a path; a run folder, for its last checkpoint; or `last`, `previous` or `best`, for those of
+            `run_folder`. The last one is the best one where there is no other.
         run_folder: the run that `last` speaks of; the newest one under `runs/` when None.
 
     Raises:

@@ -2,17 +2,26 @@
 
 import math
 from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
 
+from pathmoe.training.checkpoint_names import SaveOptions
+from pathmoe.training.sharded_state import check_whole_file, load_state, save_state
 from pathmoe.training.sharding import EXPERTS
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """Every rank is data parallel, and all of them share the shards; Lightning's own would make one node one model.
 
-    Checkpoints are files of whole weights, put together on rank 0.
+    Checkpoints are folders to which each rank writes its shards.
 
     Args:
         num_replicas: groups of ranks that each hold all shards (hybrid sharding): 1 shards over all ranks, the number
@@ -25,7 +34,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(
         self, num_replicas: int = 1, expert_parallel_size: int = 1, timeout: timedelta = timedelta(minutes=10)
     ) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
+        super().__init__(tensor_parallel_size=1, timeout=timeout)
         self.num_replicas = num_replicas
         self.expert_parallel_size = expert_parallel_size
 
@@ -76,3 +85,31 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.num_expert_replicas > 1:
             sizes = {"replicas": self.num_expert_replicas} | sizes
         return init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+    @cached_property
+    def _checkpoint_group(self) -> ProcessGroup:
+        # Of its own, as saves may go on beside training, and for the CPU, as they may not wait for the device.
+        return dist.new_group(backend="gloo", timeout=self._timeout)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The shards of the weights, where they are; Lightning's own would copy them to the CPU."""
+        return get_model_state_dict(self.model)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The same of an optimizer's state."""
+        return get_optimizer_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: SaveOptions | None = None
+    ) -> None:
+        """See `save_state`; Lightning's own would write over the checkpoint before."""
+        path = Path(self.broadcast(filepath))
+        save_state(checkpoint, path, storage_options or SaveOptions(), self._checkpoint_group)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """See `load_state`; Lightning's own would run code that a folder names. A file is read as Lightning does."""
+        path, config = Path(self.broadcast(checkpoint_path)), self.lightning_module.config
+        if path.is_dir():
+            return load_state(path, self.model, config, self.optimizers, self._checkpoint_group)
+        check_whole_file(path, config, self.optimizers, self._checkpoint_group)
+        return super().load_checkpoint(path, weights_only=True)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from pathmoe import PathMoEConfig
 from pathmoe.data import TokenDataModule
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
@@ -55,6 +56,7 @@ def fit(
     trainer = Trainer(
         accelerator="cpu",
         callbacks=[*before, SpeedMonitor(), ClosingReport(sample_tokens=20), LastCheckpoint(folder / "last.ckpt", 100)],
+        plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import TokenDataModule, train_bpe
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
@@ -81,6 +82,7 @@ def fit(
     trainer = Trainer(
         accelerator="cpu",
         callbacks=[*callbacks, *([] if any(isinstance(c, SpeedMonitor) for c in callbacks) else [SpeedMonitor()])],
+        plugins=[AtomicCheckpointIO()],
         logger=memory,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
-from pathmoe.training.checkpoint_io import saved_step
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO, saved_step
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
@@ -51,6 +51,7 @@ def fit_with(texts: Path, tmp_path: Path) -> Callable[..., Trainer]:
             enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
             default_root_dir=tmp_path / "run",
             callbacks=[SaveRun(tmp_path / "run", resolved, config_files), *callbacks],
+            plugins=[AtomicCheckpointIO()],
         )  # fmt: skip
         data = TokenDataModule(str(texts), vocab_size=300, sequence_length=32, validation_fraction=0.3)
         module = PathMoEModule(shape, OptimizerConfig(), ScheduleConfig())

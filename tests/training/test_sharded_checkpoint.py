@@ -51,7 +51,6 @@ from torch.distributed.fsdp import fully_shard
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
-from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
 from pathmoe.training.save_run import SaveRun
@@ -78,6 +77,7 @@ class Sharded(PathMoEModule):
 
 class Gather(Callback):
     def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(FOLDER / "run" / "last.ckpt")
         optimizer = trainer.optimizers[0]
         weights, state = get_state_dict(pl_module, optimizer, options=StateDictOptions(full_state_dict=True))
         if trainer.is_global_zero:
@@ -88,8 +88,8 @@ if __name__ == "__main__":
     resolved = {{"model": {{"config": MODEL}}, "data": DATA, "trainer": {{"max_steps": {STEPS}}}, "seed_everything": 0}}
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-        callbacks=[SaveRun(FOLDER / "run", resolved), LastCheckpoint(FOLDER / "run" / "last.ckpt", 100), Gather()],
-        max_steps={STEPS}, limit_val_batches=0, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[SaveRun(FOLDER / "run", resolved), Gather()], max_steps={STEPS}, enable_checkpointing=False,
+        limit_val_batches=0, logger=False, enable_progress_bar=False, enable_model_summary=False,
     )
     config, schedule = PathMoEConfig(**MODEL), ScheduleConfig(name="constant")
     trainer.fit(Sharded(config, OptimizerConfig(lr=0.01), schedule), TokenDataModule(**DATA, vocab_size=300))
@@ -207,7 +207,9 @@ def test_one_device_goes_on_with_it_as_if_it_had_trained_alone(run: Path, tmp_pa
     assert resumed == pytest.approx(expected, rel=1e-5)
     assert (run / "last.ckpt").is_file(), "one device writes one file, in the place of the folder"
     assert saved_step(run / "last.ckpt") == STEPS + 3
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "last.ckpt", "provenance.json", "tokenizer"}
+    assert saved_step(run / "previous.ckpt") == STEPS, "which is kept as it was"
+    names = {"config.yaml", "last.ckpt", "previous.ckpt", ".last.ckpt.1", "provenance.json", "tokenizer"}
+    assert {path.name for path in run.iterdir()} == names
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import pathmoe  # noqa: F401  # makes our models known to transformers
+from pathmoe.training.checkpoint_io import read_checkpoint, saved_step
 from pathmoe.training.sharded_strategy import ShardedStrategy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +120,7 @@ def figures(folder: Path, router: str) -> list[dict[str, float]]:
 
 
 def weights(folder: Path, router: str) -> dict[str, torch.Tensor]:
-    content = torch.load(folder / router / "last.ckpt", weights_only=True)
+    content = read_checkpoint(folder / router / "last.ckpt")
     assert content["optimizer_states"][0]["state"]
     return content["state_dict"]
 
@@ -199,11 +200,12 @@ def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert "validation perplexity" in ended.stdout and "a sample:" in ended.stdout
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
-    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    content = read_checkpoint(tmp_path / "run" / "last.ckpt")
     for name, tensor in exported.state_dict().items():
         assert torch.equal(tensor, content["state_dict"][f"model.{name}"]), name
     steps = content["global_step"]
     more = [*line, "--ckpt_path", "last", "--trainer.max_steps", str(steps + 1)]
     ended = subprocess.run(more, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == steps + 1
+    assert saved_step(tmp_path / "run" / "last.ckpt") == steps + 1
+    assert saved_step(tmp_path / "run" / "previous.ckpt") == steps
