@@ -29,6 +29,7 @@ from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
+from pathmoe.training.rank_monitor import RankMonitor
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
@@ -64,6 +65,12 @@ class PathMoECLI(LightningCLI):
         parser.add_argument("--dry_run", action="store_true", help="Print what the run would be, and exit.")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=1000, help="Optimizer steps between checkpoints."
+        )
+        parser.add_argument(
+            "--peak_tflops",
+            type=float | None,
+            default=None,
+            help="What one device does at most in the run's precision, dense; for utilisation where it is not known.",
         )
         for key, source in SAID_ONCE.items():
             parser.link_arguments(source, key, compute_fn=int)
@@ -122,7 +129,8 @@ class PathMoECLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list) -> Trainer:
-        callbacks = [*callbacks, SpeedMonitor()]
+        speed = SpeedMonitor(self._get(self.config, "peak_tflops"))
+        callbacks = [*callbacks, speed, RankMonitor(speed)]
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
         if config.get("enable_progress_bar") is not False:
