@@ -25,6 +25,7 @@ from pathmoe.training.config_files import SAID_ONCE
 from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
+from pathmoe.training.heart import Heart
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
@@ -133,6 +134,7 @@ class PathMoECLI(LightningCLI):
         callbacks = [*callbacks, speed, RankMonitor(speed)]
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
+            callbacks.append(Heart(self.run_folder))  # once the folder is this run's own
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":
