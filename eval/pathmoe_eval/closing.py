@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.export import check_export_folder, export_model, load_model
 from pathmoe.training.run_folder import LAST_CHECKPOINT, write_text_atomically
-from pathmoe.training.speed import SpeedMonitor, peak_memory_bytes
+from pathmoe.training.speed import SpeedMonitor
 from pathmoe.training.validation_figures import table, validation_rows
 from pathmoe_eval.evaluation.sample import sample_text
 from pathmoe_eval.layers.agreement import AdjacentCounts
@@ -148,7 +148,7 @@ def _training_figures(trainer: Trainer, pl_module: LightningModule) -> dict[str,
         "seconds": speed.seconds,
         "wall_seconds": speed.wall_seconds,
         "tokens_per_second": speed.tokens / max(speed.seconds, 1e-9),
-        "peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
+        "peak_memory_gib": speed.peak_memory_bytes(pl_module.device) / 2**30,
     }
 
 

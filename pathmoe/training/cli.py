@@ -26,10 +26,12 @@ from pathmoe.training.config_files import SAID_ONCE
 from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
+from pathmoe.training.heart import Heart
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
+from pathmoe.training.rank_monitor import RankMonitor
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.speed import SpeedMonitor
@@ -77,6 +79,12 @@ class PathMoECLI(LightningCLI):
             type=bool,
             default=False,
             help="Write checkpoints while training goes on, from a copy in CPU memory.",
+        )
+        parser.add_argument(
+            "--peak_tflops",
+            type=float | None,
+            default=None,
+            help="What one device does at most in the run's precision, dense; for utilisation where it is not known.",
         )
         for key, source in SAID_ONCE.items():
             parser.link_arguments(source, key, compute_fn=int)
@@ -135,9 +143,11 @@ class PathMoECLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list) -> Trainer:
-        callbacks = [*callbacks, SpeedMonitor()]
+        speed = SpeedMonitor(self._get(self.config, "peak_tflops"))
+        callbacks = [*callbacks, speed, RankMonitor(speed)]
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
+            callbacks.append(Heart(self.run_folder))  # once the folder is this run's own
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":

@@ -1,7 +1,5 @@
-"""Callback for the run's speed and memory: tokens seen, tokens per second, model FLOPs utilisation, peak memory."""
+"""Callback for the run's speed: tokens seen, tokens and steps per second, model FLOPs utilisation, peak memory."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,47 +11,46 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from pathmoe.counts import flops_per_token
+from pathmoe.training.memory_use import peak_memory_bytes
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory so far: of the accelerator's allocator, or the process's resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024
+def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float | None:
+    """What the device does at most in products of that dtype, by Lightning's table of GPUs; None where it is in none.
 
-
-def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """What the device could do at most: the maker's figure, or, on a CPU, a matrix product measured here and now."""
-    if device.type != "cpu":
-        return float(get_available_flops(device, dtype) or float("nan"))
-    size = 1024
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    A CPU is in none: what it could do is nobody's figure, and utilisation of a guess would say nothing.
+    """
+    return None if device.type == "cpu" else get_available_flops(device, dtype)
 
 
 class SpeedMonitor(Callback):
-    """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `train/peak_memory_gib`.
+    """Logs `train/tokens`, `train/tokens_per_second`, `train/step_seconds`, `train/mfu` and `train/peak_memory_gib`.
+
+    Utilisation is that of the FLOPs that training needs, without what activation checkpointing computes again, and is
+    left out where the peak of the device is not known.
 
     Speed is that of training, waiting for data included, since the last time it was logged, on all ranks together;
     validation and checkpoints do not count. `seconds` and `tokens` sum over the whole run, parts before a resume
     included; so does `wall_seconds`, in which validation and checkpoints count too.
+
+    Args:
+        peak_tflops: what one device does at most in the precision of the run, dense; None takes Lightning's table.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        if peak_tflops is not None and peak_tflops <= 0:
+            raise ValueError(f"--peak_tflops ({peak_tflops}) must be above 0; give the data sheet's, without sparsity")
+        self.peak_tflops = peak_tflops
+        self.step_seconds = float("nan")
+        """Of an optimizer step, on average over those of the last row."""
         self.seconds = 0.0
         self.tokens = 0
         self._earlier_wall_seconds = 0.0
         self._started: float | None = None
         self._window_seconds = 0.0
         self._window_tokens = 0
-        self._peak_flops = float("nan")
+        self._window_steps = 0
+        self._peak_flops: float | None = None
+        self._peak_memory_bytes = 0
         self._clock: float | None = None
 
     @property
@@ -66,6 +63,11 @@ class SpeedMonitor(Callback):
     def seconds_so_far(self) -> float:
         """`seconds`, and those of the micro-batch that is under way."""
         return self.seconds + (0.0 if self._clock is None else time.perf_counter() - self._clock)
+
+    def peak_memory_bytes(self, device: torch.device) -> int:
+        """Highest memory so far, on this rank, also where somebody else starts the device's count anew."""
+        self._peak_memory_bytes = max(self._peak_memory_bytes, peak_memory_bytes(device))
+        return self._peak_memory_bytes
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -80,9 +82,10 @@ class SpeedMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what utilisation is measured against."""
         self._started = time.perf_counter()
-        half = "bf16" in str(trainer.precision)
-        dtype = torch.bfloat16 if half else torch.float32
-        self._peak_flops = peak_flops_per_second(pl_module.device, dtype) * trainer.world_size
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        given = self.peak_tflops and self.peak_tflops * 1e12
+        of_device = given or peak_flops_per_second(pl_module.device, dtype)
+        self._peak_flops = of_device and of_device * trainer.world_size
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock, unless it runs since the last step."""
@@ -100,19 +103,23 @@ class SpeedMonitor(Callback):
         self._window_seconds, self._window_tokens = self._window_seconds + seconds, self._window_tokens + tokens
         if batch["micro_batch"] + 1 < trainer.accumulate_grad_batches:
             return
+        self._window_steps += 1
         if trainer.global_step % trainer.log_every_n_steps:
             return
         speed = self._window_tokens / self._window_seconds
-        flops = flops_per_token(pl_module.config, batch["input_ids"].shape[1]).training
+        self.step_seconds = self._window_seconds / self._window_steps
         figures = {
             "train/tokens": self.tokens,
             "train/tokens_per_second": speed,
-            "train/mfu": speed * flops / self._peak_flops,
-            "train/peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30,
+            "train/step_seconds": self.step_seconds,
+            "train/peak_memory_gib": self.peak_memory_bytes(pl_module.device) / 2**30,
         }
+        if self._peak_flops is not None:
+            flops = flops_per_token(pl_module.config, batch["input_ids"].shape[1]).training
+            figures["train/mfu"] = speed * flops / self._peak_flops
         # In double precision, which counts tokens exactly.
         pl_module.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
-        self._window_seconds, self._window_tokens = 0.0, 0
+        self._window_seconds, self._window_tokens, self._window_steps = 0.0, 0, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock; it starts again with the next step."""

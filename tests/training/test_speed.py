@@ -16,7 +16,7 @@ from pathmoe.training.checkpoint_io import AtomicCheckpointIO
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.schedule import ScheduleConfig
-from pathmoe.training.speed import SpeedMonitor, peak_flops_per_second, peak_memory_bytes
+from pathmoe.training.speed import SpeedMonitor, peak_flops_per_second
 
 CONFIG = {
     "vocab_size": 300,
@@ -114,6 +114,8 @@ def test_a_row_covers_the_micro_batches_and_steps_since_the_last(monkeypatch: py
     assert [row["train/tokens"] for row in run.logged] == [360, 720]
     speeds = [row["train/tokens_per_second"] for row in run.logged]
     assert speeds == pytest.approx([360 / (2 * (1 + 2 + 3)), 360 / (2 * (4 + 5 + 6))])
+    # Each step has two micro-batches.
+    assert [row["train/step_seconds"] for row in run.logged] == pytest.approx([2 * 2, 2 * 5])
 
 
 def test_large_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +128,6 @@ def test_large_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wall_time_is_all_of_it_also_over_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     first, second = Run(clock), Run(clock)
-    # A clock that stands still can't time a matrix product.
-    monkeypatch.setattr("pathmoe.training.speed.peak_flops_per_second", lambda *_: 1e9)
     first.monitor.on_train_start(first.trainer, first.module)
     first.step(waiting=1, seconds=2)
     clock.now += 30  # a validation
@@ -178,15 +178,27 @@ def test_totals_go_on_after_a_resume(tmp_path: Path) -> None:
     assert seconds == sorted(seconds)
 
 
-def test_a_cpu_is_measured_by_its_own_matrix_product() -> None:
-    peak = peak_flops_per_second(torch.device("cpu"), torch.float32)
-    assert 1e8 < peak < 1e14
+def test_the_peak_is_the_one_that_is_given_and_is_nobodys_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_flops_per_second(torch.device("cpu"), torch.bfloat16) is None
+    clock = Clock(monkeypatch)
+    unknown, given = Run(clock), Run(clock)
+    given.monitor.peak_tflops = 5e-3
+    for run in (unknown, given):
+        run.monitor.on_train_start(run.trainer, run.module)
+        run.step(waiting=0, seconds=2)
+    assert "train/mfu" not in unknown.logged[0]
+    flops = flops_per_token(given.module.config, 10).training
+    assert given.logged[0]["train/mfu"] == pytest.approx(30 * flops / (2 * 5e9)), "of both ranks"
 
 
-def test_peak_memory_is_in_bytes_and_never_falls() -> None:
-    before = peak_memory_bytes(torch.device("cpu"))
-    assert 2**25 < before < 2**42, "a process with torch in it takes more than 32 MiB"
-    held = torch.ones(2**24)  # 64 MiB, touched
-    during = peak_memory_bytes(torch.device("cpu"))
-    del held
-    assert before <= during <= peak_memory_bytes(torch.device("cpu"))
+@pytest.mark.parametrize("peak", [0.0, -1.0])
+def test_a_peak_that_is_none_is_refused(peak: float) -> None:
+    with pytest.raises(ValueError, match=rf"^--peak_tflops \({peak}\) must be above 0; give the data sheet's"):
+        SpeedMonitor(peak)
+
+
+def test_the_highest_memory_outlives_a_count_that_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([5, 9, 2])
+    monkeypatch.setattr("pathmoe.training.speed.peak_memory_bytes", lambda _: next(counts))
+    monitor = SpeedMonitor()
+    assert [monitor.peak_memory_bytes(torch.device("cpu")) for _ in range(3)] == [5, 9, 9]

@@ -1,0 +1,131 @@
+"""Heartbeats: a small file of each rank in the run's folder, which says where it is and since when.
+
+It imports the standard library alone, so that it can be asked often, as a probe: from its file, by
+`python -P pathmoe/training/heartbeat.py RUN --max_age SECONDS`.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+HEARTBEATS = "heartbeat"
+
+_SECONDS_TO_LIVE = 10.0
+"""A process that has written nothing for so long, while others have, is gone; our choice: clocks of hosts differ."""
+
+_USAGE = "python -m pathmoe.training.heartbeat RUN [--max_age SECONDS]"
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Where a rank of a run was when it last got on."""
+
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    step: int
+    """Optimizer steps that are done."""
+    phase: str
+    """data (also between steps), forward, backward, update, validation, checkpoint (until the next batch) or ended."""
+    beat: int
+    """Phases and batches so far, which all ranks go through in the same order."""
+    unix_time: float
+    """When it got there."""
+    alive_unix_time: float
+    """When its process last wrote this, which it does also where it does not get on."""
+    step_seconds: float | None
+    """From the end of the last step but one to that of the last one; None before."""
+
+    def line(self, now: float) -> str:
+        """One line for people; `now` is unix time."""
+        took = "" if self.step_seconds is None else f", last step {self.step_seconds:.2f} s"
+        where = f"rank {self.rank} on {self.host} (pid {self.pid})"
+        return f"{where}: step {self.step}, {self.phase} for {now - self.unix_time:.0f} s{took}"
+
+
+def heartbeat_file(run_folder: Path, rank: int) -> Path:
+    """Where a rank writes."""
+    return run_folder / HEARTBEATS / f"rank-{rank:05d}.json"
+
+
+def write_heartbeat(run_folder: Path, heartbeat: Heartbeat) -> None:
+    """Write it beside and rename, so that no reader meets half of it; without waiting for the disk."""
+    file = heartbeat_file(run_folder, heartbeat.rank)
+    beside = file.with_name(f".{file.name}.partial")
+    when = datetime.fromtimestamp(heartbeat.unix_time, UTC).isoformat(timespec="milliseconds")
+    beside.write_text(json.dumps({"time": when, **asdict(heartbeat)}) + "\n", encoding="utf-8")
+    os.replace(beside, file)
+
+
+def read_heartbeats(run_folder: Path) -> list[Heartbeat]:
+    """Those of the ranks that have written one, in order."""
+    files = sorted((run_folder / HEARTBEATS).glob("rank-*.json"))
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [Heartbeat(**{name: content[name] for name in Heartbeat.__dataclass_fields__}) for content in contents]
+
+
+def late_ranks(run_folder: Path) -> list[str]:
+    """One line for each rank that is behind the others, has ended or is gone: for the error of who waits for it.
+
+    Empty where all are alive and at the same place: then none is late, and what they do together does not end.
+    """
+    heartbeats, now = read_heartbeats(run_folder), time.time()
+    furthest = max((heartbeat.beat for heartbeat in heartbeats), default=0)
+    newest = max((heartbeat.alive_unix_time for heartbeat in heartbeats), default=now)
+    lines = []
+    for heartbeat in heartbeats:
+        if newest - heartbeat.alive_unix_time > _SECONDS_TO_LIVE and heartbeat.phase != "ended":
+            lines.append(f"{heartbeat.line(now)}, gone")
+        elif heartbeat.beat < furthest or heartbeat.phase == "ended":
+            lines.append(heartbeat.line(now))
+    return lines + [f"rank {rank}: no heartbeat" for rank in _missing(heartbeats)]
+
+
+def _missing(heartbeats: Sequence[Heartbeat]) -> list[int]:
+    num_ranks = max((heartbeat.world_size for heartbeat in heartbeats), default=1)
+    return sorted(set(range(num_ranks)) - {heartbeat.rank for heartbeat in heartbeats})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a line for each rank, and return the exit status: 0 all fresh, 1 one is stale or missing, 2 wrong usage."""
+    try:
+        run_folder, max_age = _parse(arguments)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    heartbeats, now = read_heartbeats(run_folder), time.time()
+    stale = [heartbeat for heartbeat in heartbeats if now - heartbeat.unix_time > max_age]
+    for heartbeat in heartbeats:
+        print(heartbeat.line(now) + (", stale" if heartbeat in stale else ""))
+    for rank in _missing(heartbeats):
+        print(f"rank {rank}: no heartbeat")
+    return 1 if stale or _missing(heartbeats) else 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Path, float]:
+    match list(arguments):
+        case [run]:
+            max_age = "inf"
+        case [run, "--max_age", max_age] | ["--max_age", max_age, run]:
+            pass
+        case _:
+            raise ValueError(f"the arguments ({' '.join(arguments)}) must be those of: {_USAGE}")
+    try:
+        seconds = float(max_age)
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise ValueError(f"--max_age ({max_age}) must be a number of seconds above 0; change it")
+    if not Path(run).is_dir():
+        raise ValueError(f"RUN ({run}) must be the folder of a run; check the path")
+    return Path(run), seconds
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
