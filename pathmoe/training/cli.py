@@ -28,6 +28,7 @@ from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
 from pathmoe.training.heart import Heart
 from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.lost_rank import LostRank
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
@@ -147,7 +148,8 @@ class PathMoECLI(LightningCLI):
         callbacks = [*callbacks, speed, RankMonitor(speed)]
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
-            callbacks.append(Heart(self.run_folder))  # once the folder is this run's own
+            # Hearts begin once the folder is this run's own, and end after others were asked for theirs.
+            callbacks += [LostRank(self.run_folder), Heart(self.run_folder)]
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":

@@ -13,6 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from pathmoe.training.lost_rank import LOST_RANK_STATUS, failed_collective
 from pathmoe.training.stop_signals import Stopped, stopping_at_once
 
 _SECONDS_TO_SPEAK = 5.0
@@ -92,10 +93,10 @@ class OneLineParser(LightningArgumentParser):
         return [option.removeprefix("--") for option in options]
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line on stderr and exit with status 2."""
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print one line on stderr and exit."""
     sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def with_one_line_errors(program: Callable[[], None]) -> None:
@@ -124,6 +125,11 @@ def with_one_line_errors(program: Callable[[], None]) -> None:
         if not _is_a_missing_package(error):
             raise
         fail(f"{one_line(str(error))}; install the package that has it")
+    except RuntimeError as error:
+        if failed_collective(error) is None:
+            raise
+        # What a callback has noted: where the run was, and how it goes on.
+        fail(" ".join(getattr(error, "__notes__", [str(error)])), LOST_RANK_STATUS)
     except OnAllRanksError as error:
         _let_the_first_rank_speak()
         if rank_zero_only.rank:
