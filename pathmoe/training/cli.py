@@ -26,6 +26,7 @@ from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
 from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.micro_batches import settle_micro_batches
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
@@ -64,6 +65,12 @@ class PathMoECLI(LightningCLI):
         parser.add_argument("--dry_run", action="store_true", help="Print what the run would be, and exit.")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=1000, help="Optimizer steps between checkpoints."
+        )
+        parser.add_argument(
+            "--validate_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Optimizer steps between validations; trainer.val_check_interval counts micro-batches.",
         )
         for key, source in SAID_ONCE.items():
             parser.link_arguments(source, key, compute_fn=int)
@@ -142,6 +149,9 @@ class PathMoECLI(LightningCLI):
             raise ValueError(f"trainer: {error}") from error
         # Here, and not only when the module is set up, so that one process says it and no other is started.
         check_strategy(trainer)
+        if self.subcommand == "fit":
+            data, every_n_steps = (self._get(self.config, key) for key in ("data", "validate_every_n_steps"))
+            settle_micro_batches(trainer, data.micro_batch_size, data.global_batch_size, every_n_steps)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathmoe.counts import flops_per_token, parameter_counts, training_bytes
 from pathmoe.data import TokenDataModule
 from pathmoe.data.order import BatchGeometry
 from pathmoe.model import PathMoEForCausalLM
+from pathmoe.training.micro_batches import settled_trainer_settings
 from pathmoe.training.model_requirements import check_attention_runs, check_routers_learn
 from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
 from pathmoe.training.schedule import ScheduleConfig, check_schedule
@@ -30,13 +31,18 @@ def dry_run_report(resolved: Mapping[str, Any]) -> str:
     optimizer = OptimizerConfig(**resolved["model"]["optimizer"])
     with torch.device("meta"):
         model = PathMoEForCausalLM(config)
-    geometry = BatchGeometry(
-        micro_batch_size=resolved["data"]["micro_batch_size"],
-        accumulate_grad_batches=resolved["trainer"]["accumulate_grad_batches"],
-        world_size=_world_size(resolved["trainer"]),
+    data = TokenDataModule(**resolved["data"], vocab_size=config.vocab_size)
+    world_size, every_n_steps = _world_size(resolved["trainer"]), resolved.get("validate_every_n_steps")
+    trainer = settled_trainer_settings(
+        resolved["trainer"], data.micro_batch_size, data.global_batch_size, world_size, every_n_steps
     )
-    TokenDataModule(**resolved["data"], vocab_size=config.vocab_size).check_global_batch(geometry)
-    check_trainer_settings(resolved["trainer"])
+    geometry = BatchGeometry(
+        micro_batch_size=data.micro_batch_size,
+        accumulate_grad_batches=trainer["accumulate_grad_batches"],
+        world_size=world_size,
+    )
+    data.check_global_batch(geometry)
+    check_trainer_settings(trainer)
     check_optimizer(strategy_name(resolved["trainer"]), optimizer.name)
     check_routers_learn(config)
     precision = full_precision(resolved["trainer"]["precision"])
