@@ -46,8 +46,8 @@ class TokenDataModule(pl.LightningDataModule):
         vocab_size: Tokens that the model has room for: the size of train-bpe, and the limit for any other tokenizer.
         sequence_length: Tokens of a block.
         micro_batch_size: Blocks of one forward on one rank.
-        global_batch_size: Blocks of one optimizer step. Must equal micro_batch_size x trainer.accumulate_grad_batches x
-            ranks; null takes that product.
+        global_batch_size: Blocks of one optimizer step: micro_batch_size x trainer.accumulate_grad_batches x ranks,
+            whose default accumulation follows from it; null takes that product.
         seed: Decides the order of training, and nothing else.
         validation_fraction: Share of the bytes of prepared data that is held out, in whole groups (packages, files).
         cache_dir: Where prepared data is kept; null is pathmoe in the user's cache folder.

@@ -23,13 +23,15 @@ from pathmoe.training.background_saves import BackgroundSaves
 from pathmoe.training.best_checkpoint import BestCheckpoint
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO, saved_step
 from pathmoe.training.config_files import SAID_ONCE
-from pathmoe.training.dry_run import dry_run_report
+from pathmoe.training.dry_run import dry_run
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
 from pathmoe.training.heart import Heart
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.lost_rank import LostRank
+from pathmoe.training.micro_batches import settle_micro_batches
 from pathmoe.training.module import PathMoEModule
+from pathmoe.training.plan import PlanConfig
 from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
 from pathmoe.training.rank_monitor import RankMonitor
@@ -48,7 +50,7 @@ SUBCOMMANDS = {
 }
 
 # What belongs to one call and not to the run.
-_OF_ONE_CALL = ("ckpt_path", "dry_run", "config", "run_dir")
+_OF_ONE_CALL = ("ckpt_path", "dry_run", "plan", "config", "run_dir")
 
 
 class PathMoECLI(LightningCLI):
@@ -66,6 +68,7 @@ class PathMoECLI(LightningCLI):
             "--run_dir", type=str, default="runs/run", help="Folder of the run; from configs and flags."
         )
         parser.add_argument("--dry_run", action="store_true", help="Print what the run would be, and exit.")
+        parser.add_class_arguments(PlanConfig, "plan")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=1000, help="Optimizer steps between checkpoints."
         )
@@ -86,6 +89,12 @@ class PathMoECLI(LightningCLI):
             type=float | None,
             default=None,
             help="What one device does at most in the run's precision, dense; for utilisation where it is not known.",
+        )
+        parser.add_argument(
+            "--validate_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Optimizer steps between validations; trainer.val_check_interval counts micro-batches.",
         )
         for key, source in SAID_ONCE.items():
             parser.link_arguments(source, key, compute_fn=int)
@@ -119,9 +128,13 @@ class PathMoECLI(LightningCLI):
         accumulate = settings.trainer.accumulate_grad_batches
         if accumulate < 1:
             raise ValueError(f"trainer.accumulate_grad_batches ({accumulate}) must be at least 1; raise it")
+        plan = PlanConfig(**settings.plan.as_dict())
         if settings.dry_run:
-            print(dry_run_report(self.resolved_config()))
+            if rank_zero_only.rank == 0:
+                dry_run(self.resolved_config(), plan)
             raise SystemExit(0)
+        if plan != PlanConfig():
+            raise ValueError("--plan must come with --dry_run, which is what reads it; add that")
         if self.subcommand == "validate" and settings.ckpt_path is None:
             raise ValueError("--ckpt_path (null) must name what to validate: a checkpoint, a run folder, last or best")
         if self.subcommand == "fit" and rank_zero_only.rank == 0:
@@ -165,6 +178,9 @@ class PathMoECLI(LightningCLI):
             raise ValueError(f"trainer: {error}") from error
         # Here, and not only when the module is set up, so that one process says it and no other is started.
         check_strategy(trainer)
+        if self.subcommand == "fit":
+            data, every_n_steps = (self._get(self.config, key) for key in ("data", "validate_every_n_steps"))
+            settle_micro_batches(trainer, data.micro_batch_size, data.global_batch_size, every_n_steps)
         return trainer
 
     def _checkpoints(self) -> list[Callback]:

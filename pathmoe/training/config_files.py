@@ -13,7 +13,7 @@ SAID_ONCE = {
 }
 """Keys that are not set themselves, with the key that each takes its value from."""
 
-_OF_THE_COMMAND_LINE = ("ckpt_path", "run_dir", "dry_run")
+_OF_THE_COMMAND_LINE = ("ckpt_path", "run_dir", "dry_run", "plan")
 
 # jsonargparse takes a section that is no mapping for one with nothing in it, and trains the defaults.
 _SECTIONS = ("model", "model.config", "model.optimizer", "model.schedule", "data", "trainer")

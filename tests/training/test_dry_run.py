@@ -1,6 +1,8 @@
 """The dry run: what it prints is what the run would be, and it refuses what the run would be refused for."""
 
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,12 @@ import yaml
 from pathmoe.config import PathMoEConfig
 from pathmoe.counts import flops_per_token
 from pathmoe.model import PathMoEForCausalLM
-from pathmoe.training.dry_run import dry_run_report
+from pathmoe.training.dry_run import dry_run, dry_run_report
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
+from pathmoe.training.plan import PlanConfig
+from tests.training.conftest import CommandLine
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
 SHARDED = "pathmoe.training.sharded_strategy.ShardedStrategy"
 CONFIG = {"hidden_size": 64, "num_hidden_layers": 4, "layers_per_router": [1, 3], "tie_word_embeddings": True}
 
@@ -90,10 +95,78 @@ def test_flops_are_those_of_the_counts() -> None:
     assert numbers(dry_run_report(resolved()), "FLOPs per token") == [flops.forward, flops.training]
 
 
-@pytest.mark.parametrize(("devices", "ranks"), [("auto", 1), (-1, 1), (5, 5), ("5", 5), ([0, 3], 2)], ids=str)
+@pytest.mark.parametrize(("devices", "ranks"), [(1, 1), (5, 5), ([0, 3], 2)], ids=str)
 def test_tokens_of_a_step_are_those_of_all_ranks(devices: Any, ranks: int) -> None:
     report = dry_run_report(resolved(trainer__devices=devices, trainer__num_nodes=2))
     assert numbers(report, "tokens per step")[0] == 2 * ranks * 3 * 2 * 128
+    assert numbers(report, "micro-batches a step") == [3, 2]
+
+
+def test_micro_batches_follow_from_the_global_batch() -> None:
+    settings = resolved(trainer__accumulate_grad_batches=1, trainer__devices=4, data__global_batch_size=48)
+    report = dry_run_report(settings | {"validate_every_n_steps": 7})
+    assert numbers(report, "micro-batches a step") == [6, 2]
+    assert numbers(report, "tokens per step") == [48 * 128, 128]
+    assert "accumulate_grad_batches: 1\n" in report, "as the run is saved"
+
+
+STRATEGIES = {
+    "ddp": {"trainer__strategy": "ddp"},
+    "fsdp2": {"trainer__strategy": {"class_path": SHARDED}, "model__optimizer__name": "adamw"},
+    "hybrid": {
+        "trainer__strategy": {"class_path": SHARDED, "init_args": {"num_replicas": 2}},
+        "model__optimizer__name": "adamw",
+    },
+    "experts": {
+        "trainer__strategy": {"class_path": SHARDED, "init_args": {"expert_parallel_size": 2}},
+        "model__optimizer__name": "adamw",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_memory_of_one_gpu_is_that_of_its_parts(strategy: str) -> None:
+    report = dry_run_report(resolved(trainer__devices=4, **STRATEGIES[strategy]), PlanConfig(gpu="h100"))
+    table = report.partition("memory of one GPU")[2]
+    rows = {name: float(value) for name, value in re.findall(r"^  (\S.*?) {2,}(-?[\d.]+)", table, re.MULTILINE)}
+    parts = {name: value for name, value in rows.items() if name not in ("all", "reserve", "free")}
+    assert {"weights", "gradients", "optimizer state", "activations", "temporaries", "gradients on the way"} <= set(
+        parts
+    )
+    assert ("gathered parameters" in parts) == (strategy != "ddp")
+    assert sum(parts.values()) == pytest.approx(rows["all"], abs=0.05)
+    assert (rows["reserve"], rows["free"]) == (8.0, pytest.approx(72 - rows["all"], abs=0.02))
+    assert "with checkpointing)" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_the_time_of_a_run() -> None:
+    flops = flops_per_token(PathMoEConfig(**CONFIG), 128).training
+    settings = resolved(trainer__devices=4, trainer__precision="bf16-mixed", trainer__max_steps=10**6)
+    report = dry_run_report(settings, PlanConfig(peak_tflops=100.0, mfu=0.5))
+    tokens = 10**6 * 4 * 3 * 2 * 128
+    assert numbers(report, "tokens of the run") == [tokens, 10**6]
+    seconds = tokens * flops / (4 * 0.5e14)
+    assert numbers(report, "tokens per second") == [round(tokens / seconds), round(tokens / seconds / 4)]
+    days, hours = re.findall(r"time of the run +([\d,.]+) days, ([\d,]+) GPU-hours", report)[0]
+    assert float(days) == pytest.approx(seconds / 86_400, abs=0.05)
+    assert int(hours.replace(",", "")) == round(4 * seconds / 3600)
+
+
+def test_no_time_where_the_rate_is_not_known() -> None:
+    assert "tokens per second" not in dry_run_report(resolved())
+    report = dry_run_report(resolved(), PlanConfig(gpu="h100"))
+    assert "tokens per second" not in report
+    assert re.search(
+        r"^time of the run +needs plan\.peak_tflops, as that of plan\.gpu is in bf16$", report, re.MULTILINE
+    )
+
+
+def test_a_run_that_does_not_fit_is_printed_and_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"^plan\.memory_gib \(0\.01\) must have room for .* GiB, most of it "):
+        dry_run(resolved(), PlanConfig(memory_gib=0.01))
+    assert re.search(r"^  free +-[\d.]+  does not fit$", capsys.readouterr().out, re.MULTILINE)
+    dry_run(resolved(), PlanConfig(memory_gib=10.0))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +215,10 @@ def test_half_precision_weights_are_half_as_large() -> None:
             {"trainer__strategy": {"class_path": SHARDED}, "model__optimizer__name": "muon"},
             r"^model\.optimizer\.name \(muon\) must be adamw under ShardedStrategy",
         ),
+        (
+            {"trainer__strategy": {"class_path": SHARDED, "init_args": {"num_replicas": 3}}},
+            r"^trainer\.strategy\.init_args\.num_replicas \(3\) must divide the 1 ranks",
+        ),
         ({"trainer__strategy": "fsdp"}, r"^trainer\.strategy \(fsdp\) must be auto, ddp or "),
         (
             {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
@@ -174,3 +251,18 @@ def test_what_the_run_would_be_refused_for(change: dict[str, Any], message: str)
 )
 def test_what_the_run_would_take(change: dict[str, Any]) -> None:
     assert numbers(dry_run_report(resolved(**change)), "parameters")
+
+
+EXAMPLES = re.findall(
+    r"^```console\n\$ python train\.py (.*?[^\\])\n(.*?)\n```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("command", "output"), EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_page_on_planning_shows_what_is_printed(command: str, output: str, command_line: CommandLine) -> None:
+    ended = command_line(*shlex.split(command.replace("\\\n", "")))
+    assert f"\n{ended.err or ended.out}".endswith(f"\n{output}\n")
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == PAGE.read_text().count("```console") > 3
