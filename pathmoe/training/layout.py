@@ -68,7 +68,8 @@ def layout_of(trainer: Mapping[str, Any], num_experts: int) -> Layout:
         ValueError: ranks that replicas or experts do not divide into.
     """
     world_size, strategy = world_size_of(trainer), trainer["strategy"]
-    given = {} if isinstance(strategy, str) else strategy.get("init_args", {}) | strategy.get("dict_kwargs", {})
+    arguments = [] if isinstance(strategy, str) else [strategy.get("init_args"), strategy.get("dict_kwargs")]
+    given = {key: value for of_one in arguments for key, value in (of_one or {}).items()}
     if strategy_name(trainer) != "ShardedStrategy":
         return Layout(world_size=world_size, gradients_are_views=given.get("gradient_as_bucket_view", False))
     num_replicas, expert_parallel_size = given.get("num_replicas", 1), given.get("expert_parallel_size", 1)

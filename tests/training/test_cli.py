@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pathmoe.config import PathMoEConfig
@@ -149,6 +150,11 @@ def test_a_dry_run_prints_and_writes_nothing(devices: list[str], fit: CommandLin
     ):
         assert re.search(rf"^{name}.*  +\d", table, re.MULTILINE)
     assert f"tokens per step           {(3 if devices else 1) * 2 * 32} (" in table
+
+
+def test_of_several_ranks_the_first_prints_the_dry_run(fit: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert fit("--dry_run", "--trainer.devices", "2") == (0, "", "")
 
 
 def test_the_last_of_several_values_and_equals_signs(fit: CommandLine) -> None:

@@ -72,7 +72,6 @@ FLAGS = [
     (["--plan.gpu", "h100"], "--plan must come with --dry_run, which is what reads it; add that"),
     (["--dry_run", "--plan.gpu", "h1"], "plan.gpu (h1) must be one of a100-40, a100-80, h100, "),
     (["--dry_run", "--plan.mfu", "40"], "plan.mfu (40.0) must be above 0 and at most 1; set a share such as 0.4"),
-    (["--dry_run", "--plan.memory_gib", "0.0001"], "plan.memory_gib (0.0001) must have room for 0.0 GiB, most of it "),
     (["--checkpoint_every_n_steps", "0"], "--checkpoint_every_n_steps (0) must be at least 1; raise it"),
     (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be at least 1; raise it"),
     (["--trainer.strategy", "nope"], "trainer: You selected an invalid strategy name: `strategy='nope'`"),

@@ -83,6 +83,7 @@ def test_a_file_that_is_no_configuration(content: bytes, reason: str, tmp_path: 
             r"^data\.vocab_size \(400\) in {} .* follows model\.config\.vocab_size; set that",
         ),
         ("model: {seed: 1}\n", r"^model\.seed \(1\) in {} must not be set, since it follows seed_everything; set that"),
+        ("plan: {gpu: h100}\n", r"^plan .* in {} must be given on the command line, as --plan"),
         ("run_dir: mine\n", r"^run_dir \('mine'\) in {} must be given on the command line, as --run_dir"),
         ("ckpt_path: last\n", r"^ckpt_path \('last'\) in {} must be given on the command line, as --ckpt_path"),
     ],

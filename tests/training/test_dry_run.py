@@ -261,6 +261,7 @@ EXAMPLES = re.findall(
 @pytest.mark.parametrize(("command", "output"), EXAMPLES, ids=range(len(EXAMPLES)))
 def test_the_page_on_planning_shows_what_is_printed(command: str, output: str, command_line: CommandLine) -> None:
     ended = command_line(*shlex.split(command.replace("\\\n", "")))
+    assert ended.status == (2 if output.startswith("error: ") else 0)
     assert f"\n{ended.err or ended.out}".endswith(f"\n{output}\n")
 
 
