@@ -43,8 +43,13 @@ class Forward:
     attention: str
     """`model.attn_implementation`."""
     sizes: NumberSizes
-    moves_rows: bool = False
-    """Whether routed rows are sent to the rank that has their expert."""
+    expert_parallel_size: int = 1
+    """Ranks that share the experts, to which tokens are sent."""
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether they are sent at all."""
+        return self.expert_parallel_size > 1
 
     @property
     def tokens(self) -> int:
@@ -97,8 +102,8 @@ def activation_bytes(config: PathMoEConfig, of: Forward) -> ActivationBytes:
     x that two of these share counts once. Left out: what does not grow with tokens, but for autocast's weights, such as
     the routers' matrices in fp32; and the padding of F that grouped GEMMs need.
 
-    Where routed rows move between ranks, the experts' x are the rows gDK that arrive, with as many that return, for a
-    load that is the same on all ranks.
+    Where ranks share the experts, the experts' x are the rows that arrive, with ids, weights, order and position of
+    their choices: at most one for each choice and for each rank, for a load that is the same on all ranks.
 
     Source: the operations of `pathmoe.model`, Olmoe's attention and `pathmoe_kernels`, one by one.
     """
@@ -185,7 +190,8 @@ def _moe(config: PathMoEConfig, of: Forward, moe_layer: int) -> int:
     size, casts = of.sizes.gemm, of.sizes.casts
     width, choices, expert_width = config.hidden_size, config.num_experts_per_tok, config.moe_intermediate_size
     per_token = _norm(of, width) + 2 * size * expert_width * choices
-    per_token += size * width * (2 * choices if of.moves_rows else 1)
+    arriving = min(choices, of.expert_parallel_size)
+    per_token += arriving * size * width + (arriving * 16 * choices if of.moves_rows else 0)
     if config.sharing.decider_of_layer[moe_layer] == moe_layer:
         per_token += _decision(config, of)
     whole = of.tokens * per_token

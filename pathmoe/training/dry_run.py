@@ -14,13 +14,17 @@ from pathmoe.data.order import BatchGeometry
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.fitting import check_fits
 from pathmoe.training.gpu_memory import TrainingShape, gpu_memory
-from pathmoe.training.layout import layout_of
 from pathmoe.training.micro_batches import settled_trainer_settings
-from pathmoe.training.model_requirements import check_attention_runs, check_routers_learn
+from pathmoe.training.model_requirements import (
+    check_attention_runs,
+    check_experts_can_be_shared,
+    check_routers_learn,
+)
 from pathmoe.training.optim import OptimizerConfig, parameters_per_optimizer
 from pathmoe.training.plan import GIB, RESERVE, PlanConfig, duration
 from pathmoe.training.schedule import ScheduleConfig, check_schedule
-from pathmoe.training.trainer_requirements import check_optimizer, check_trainer_settings, full_precision, strategy_name
+from pathmoe.training.trainer_requirements import check_optimizer, check_trainer_settings, full_precision
+from pathmoe.training.trainer_settings import layout_of, strategy_name
 
 Rows = list[tuple[str, str]]
 
@@ -65,7 +69,7 @@ def dry_run_report(resolved: Mapping[str, Any], plan: PlanConfig = PlanConfig())
 def _shape_and_geometry(resolved: Mapping[str, Any]) -> tuple[TrainingShape, BatchGeometry]:
     """What the run is made of, after all that a run is refused for."""
     config = PathMoEConfig(**resolved["model"]["config"])
-    layout = layout_of(resolved["trainer"], config.num_experts)
+    layout = layout_of(resolved["trainer"])
     data = TokenDataModule(**resolved["data"], vocab_size=config.vocab_size)
     trainer = settled_trainer_settings(
         resolved["trainer"], data.micro_batch_size, data.global_batch_size, layout.world_size,
@@ -90,6 +94,9 @@ def _shape_and_geometry(resolved: Mapping[str, Any]) -> tuple[TrainingShape, Bat
     check_trainer_settings(trainer)
     check_optimizer(strategy_name(trainer), shape.optimizer.name)
     check_routers_learn(config)
+    if layout.expert_parallel_size > 1:
+        implementation = resolved["model"].get("experts_implementation", "pathmoe")
+        check_experts_can_be_shared(config, implementation, layout.expert_parallel_size, layout.expert_shards)
     check_attention_runs(shape.attention, shape.precision, trainer["accelerator"], training=True)
     check_schedule(ScheduleConfig(**resolved["model"]["schedule"]), trainer["max_steps"])
     return shape, geometry

@@ -34,8 +34,8 @@ class TrainingShape:
     def forward(self) -> Forward:
         """One forward on one rank."""
         sizes = number_sizes(self.precision, self.layout.is_sharded)
-        moves_rows = self.layout.expert_parallel_size > 1
-        return Forward(self.micro_batch_size, self.sequence_length, self.attention, sizes, moves_rows)
+        expert_parallel_size = self.layout.expert_parallel_size
+        return Forward(self.micro_batch_size, self.sequence_length, self.attention, sizes, expert_parallel_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,9 @@ def _shards_of(name: str, layout: Layout) -> tuple[int, int]:
 
 def _local_numel(name: str, shape: torch.Size, layout: Layout) -> int:
     owners, shards = _shards_of(name, layout)
-    return -(-shape[0] // owners // shards) * shape[1:].numel() if shards > 1 else shape.numel() // owners
+    if owners > 1:
+        return shape.numel() // owners // shards  # of each expert some rows, which divide evenly
+    return -(-shape[0] // shards) * shape[1:].numel()
 
 
 def _gathered_numel_of_units(numbers: Mapping[str, int], layout: Layout) -> dict[str, int]:

@@ -96,7 +96,7 @@ class PathMoEModule(LightningModule):
         check_strategy(self.trainer)
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy) and strategy.expert_parallel_size > 1:
-            sizes = strategy.expert_parallel_size, strategy.num_expert_shards
+            sizes = strategy.expert_parallel_size, strategy.layout.expert_shards
             check_experts_can_be_shared(self.config, self.experts_implementation, *sizes)
         if stage == "fit":
             check_trainer(self.trainer)

@@ -1,6 +1,5 @@
 """FSDP2 as a strategy of Lightning: parameters, gradients and optimizer states sharded over the ranks."""
 
-import math
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from pathmoe.training.checkpoint_names import SaveOptions
+from pathmoe.training.layout import Layout
 from pathmoe.training.sharded_state import check_whole_file, load_state, save_state
 from pathmoe.training.sharding import EXPERTS
 
@@ -37,24 +37,19 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, timeout=timeout)
         self.num_replicas = num_replicas
         self.expert_parallel_size = expert_parallel_size
+        self.layout: Layout
 
     def setup_environment(self) -> None:
         """Begin the process group, with all ranks data parallel.
 
         Raises:
-            ValueError: replicas, or groups that share experts, that the ranks do not divide into.
+            ValueError: as `Layout`.
         """
         num_ranks = self.num_processes * self.num_nodes
-        if self.num_replicas < 1 or num_ranks % self.num_replicas:
-            raise ValueError(
-                f"trainer.strategy.init_args.num_replicas ({self.num_replicas}) must divide the {num_ranks} ranks; set "
-                "1, or the number of nodes"
-            )
-        if self.expert_parallel_size < 1 or num_ranks % self.expert_parallel_size:
-            raise ValueError(
-                f"trainer.strategy.init_args.expert_parallel_size ({self.expert_parallel_size}) must divide the "
-                f"{num_ranks} ranks; set 1, or the number of devices of a node"
-            )
+        self.layout = Layout(
+            world_size=num_ranks, is_sharded=True, num_replicas=self.num_replicas,
+            expert_parallel_size=self.expert_parallel_size,
+        )  # fmt: skip
         self._data_parallel_size = num_ranks
         super().setup_environment()
 
@@ -62,28 +57,17 @@ class ShardedStrategy(ModelParallelStrategy):
         """The ranks as FSDP2 wants them: one dimension, or replicas and the shards within them."""
         if self.num_replicas == 1:
             return self.device_mesh["data_parallel"]
-        shape = (self.num_replicas, self.world_size // self.num_replicas)
+        shape = (self.num_replicas, self.layout.shards)
         return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicas", "shards"))
-
-    @property
-    def num_expert_replicas(self) -> int:
-        """Groups of ranks that each hold all of every expert: fewer than the replicas of the rest where groups that
-        share the experts span several of these."""
-        return math.gcd(self.num_replicas, self.world_size // self.expert_parallel_size)
-
-    @property
-    def num_expert_shards(self) -> int:
-        """Ranks that share the rows of an expert."""
-        return self.world_size // self.expert_parallel_size // self.num_expert_replicas
 
     def experts_mesh(self) -> DeviceMesh | None:
         """The ranks as the experts want them: replicas if there are several, shards, experts; None without expert
         parallelism."""
         if self.expert_parallel_size == 1:
             return None
-        sizes = {"shards": self.num_expert_shards, EXPERTS: self.expert_parallel_size}
-        if self.num_expert_replicas > 1:
-            sizes = {"replicas": self.num_expert_replicas} | sizes
+        sizes = {"shards": self.layout.expert_shards, EXPERTS: self.expert_parallel_size}
+        if self.layout.expert_replicas > 1:
+            sizes = {"replicas": self.layout.expert_replicas} | sizes
         return init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
     @cached_property

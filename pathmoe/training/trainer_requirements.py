@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from pathmoe.training.sharded_strategy import ShardedStrategy
+from pathmoe.training.trainer_settings import strategy_name
 
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -76,12 +77,6 @@ def check_optimizer(strategy: str, optimizer: str) -> None:
             "model.optimizer.name (muon) must be adamw under ShardedStrategy, since Muon needs whole matrices; change "
             "it, and model.optimizer.lr with it"
         )
-
-
-def strategy_name(settings: Mapping[str, Any]) -> str:
-    """The strategy that a trainer's arguments ask for: a class's name, or Lightning's short one."""
-    strategy = settings["strategy"]
-    return strategy if isinstance(strategy, str) else str(strategy["class_path"].rpartition(".")[-1])
 
 
 def _check_sharded_precision(precision: Any) -> None:

@@ -149,14 +149,16 @@ def test_attention_without_a_dense_mask(heads: int, repeats: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_rows_that_move_are_kept_as_they_arrive_and_as_they_return(precision: str) -> None:
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_rows_that_move_are_kept_as_they_arrive(precision: str, ranks: int) -> None:
     config = config_of("path_b4")
     stays, size = micro(precision), number_sizes(*PRECISIONS[precision])
-    moves = Forward(BATCH_SIZE, LENGTH, "sdpa", size, moves_rows=True)
+    moves = Forward(BATCH_SIZE, LENGTH, "sdpa", size, expert_parallel_size=ranks)
     more = activation_bytes(config, moves).largest_layer - activation_bytes(config, stays).largest_layer
-    rows, x = (BATCH_SIZE * LENGTH * count * size.gemm * 64 for count in (2 * config.num_experts_per_tok, 1))
+    arriving, tokens = min(ranks, config.num_experts_per_tok), BATCH_SIZE * LENGTH
+    x, choices = tokens * size.gemm * 64, tokens * arriving * config.num_experts_per_tok * (4 + 4 + 4 + 4)
     # The router's x is the experts' own where both are of one dtype and nothing moves.
-    assert more == rows - (x if size.casts else 0)
+    assert more == arriving * x + choices - (x if size.casts else 0)
 
 
 def test_sizes_follow_the_precision() -> None:

@@ -66,34 +66,43 @@ class Weigh(Callback):
 if __name__ == "__main__":
     for number, run in enumerate(json.loads(sys.argv[4])):
         weigh, replicas = Weigh(), run["num_replicas"]
-        strategy = ShardedStrategy(num_replicas=replicas) if replicas else "ddp"
+        strategy = ShardedStrategy(replicas, run["expert_parallel_size"]) if replicas else "ddp"
         trainer = Trainer(
             accelerator="cpu", devices=DEVICES, strategy=strategy, precision=run["precision"], callbacks=[weigh],
             max_steps=2, limit_val_batches=0, logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False,
         )
-        optimizer, config = OptimizerConfig(**run["optimizer"]), PathMoEConfig(**{SHAPE}, **run["fields"])
+        optimizer, config = OptimizerConfig(**run["optimizer"]), PathMoEConfig(**({SHAPE} | run["fields"]))
         module = PathMoEModule(config, optimizer, ScheduleConfig(name="constant"))
         trainer.fit(module, datamodule=TokenDataModule(SOURCE, vocab_size=300, sequence_length=32, micro_batch_size=2))
         (FOLDER / f"{{number}}-{{trainer.global_rank}}.json").write_text(json.dumps(weigh.bytes))
 """
 
 
-def run_of(num_replicas: int, precision: str = "32-true", optimizer: Any = ADAMW, **fields: Any) -> dict[str, Any]:
-    """A run of `TRAIN`; without replicas, under DDP."""
-    return {"num_replicas": num_replicas, "precision": precision, "optimizer": optimizer, "fields": fields}
+def run_of(
+    num_replicas: int, precision: str = "32-true", optimizer: Any = ADAMW, experts: int = 1, **fields: Any
+) -> dict[str, Any]:
+    """A run of `TRAIN`, whose experts so many ranks share; without replicas, under DDP."""
+    layout = {"num_replicas": num_replicas, "expert_parallel_size": experts}
+    return {**layout, "precision": precision, "optimizer": optimizer, "fields": fields}
 
 
 RUNS = {
     2: [run_of(1), run_of(1, "bf16-mixed", **FROZEN), run_of(0), run_of(0, "bf16-mixed", MUON, **FROZEN)],
-    4: [run_of(1), run_of(2, "bf16-mixed", **FROZEN)],
+    4: [
+        run_of(1),
+        run_of(2, "bf16-mixed", **FROZEN),
+        run_of(1, experts=2, num_experts=6),
+        run_of(4, experts=4, num_experts=4),
+    ],
 }
 
 
 def planned(world_size: int, run: dict[str, Any], **changes: Any) -> GpuMemory:
     layout = Layout(world_size=world_size)
     if run["num_replicas"]:
-        layout = replace(layout, is_sharded=True, num_replicas=run["num_replicas"])
+        sizes = {key: run[key] for key in ("num_replicas", "expert_parallel_size")}
+        layout = replace(layout, is_sharded=True, **sizes)
     shape = TrainingShape(
         config=PathMoEConfig(**SHAPE | run["fields"]), optimizer=OptimizerConfig(**run["optimizer"]), layout=layout,
         precision=run["precision"], attention="sdpa", micro_batch_size=2, sequence_length=32, checkpointing=False,
@@ -174,7 +183,7 @@ def test_what_torch_tracks_under_fsdp2(four_ranks: None, precision: str, checkpo
 def test_ranks_share_experts_and_shard_what_each_has(
     world_size: int, expert_parallel_size: int, num_replicas: int
 ) -> None:
-    run = run_of(1, num_experts=16, tie_word_embeddings=True)
+    run = run_of(1, num_experts=16, hidden_size=32, moe_intermediate_size=16, tie_word_embeddings=True)
     layout = Layout(
         world_size=world_size, is_sharded=True, num_replicas=num_replicas, expert_parallel_size=expert_parallel_size
     )
@@ -184,7 +193,7 @@ def test_ranks_share_experts_and_shard_what_each_has(
         parameters = PathMoEForCausalLM(PathMoEConfig(**SHAPE | run["fields"])).named_parameters()
     for name, parameter in parameters:
         divisor = world_size // (expert_replicas if ".experts." in name else num_replicas)
-        expected += 4 * parameter.chunk(divisor)[0].numel()
+        expected += 4 * (parameter.numel() // divisor if ".experts." in name else parameter.chunk(divisor)[0].numel())
     found = planned(world_size, run, layout=layout)
     assert found.weights == expected
     alone = planned(world_size, run, layout=replace(layout, expert_parallel_size=1))
