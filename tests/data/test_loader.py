@@ -1,5 +1,6 @@
 # Shapes: B blocks, T tokens of a block.
 
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pathmoe.data.blocks import Blocks, to_table
 from pathmoe.data.loader import Batch, MicroBatches, TrainLoader, ValidationLoader
-from pathmoe.data.order import BatchGeometry
+from pathmoe.data.order import BatchGeometry, block_indices
 
 
 def numbered_blocks(num_blocks: int, length: int = 4) -> Blocks:
@@ -28,7 +29,11 @@ def indices(batch: Batch) -> list[int]:
 
 
 def loader(geometry: BatchGeometry, step: int = 0, num_workers: int = 0) -> TrainLoader:
-    return TrainLoader(MicroBatches(BLOCKS, geometry, seed=3), lambda: step, num_workers)
+    return TrainLoader(
+        MicroBatches(BLOCKS, geometry, partial(block_indices, num_blocks=len(BLOCKS), seed=3)),
+        lambda: step,
+        num_workers,
+    )
 
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
