@@ -6,8 +6,10 @@ What a killed preparation has finished is not done again, and the number of work
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 from transformers import PreTrainedTokenizerBase
@@ -26,8 +28,18 @@ from pathmoe.data.tokenizer import TRAIN_BPE, check_vocab_size, fingerprint, loa
 _FORMAT = 3
 """Part of every name in the cache: raise it when the split, the BPE's training, packing, columns or manifest change."""
 
-OnShard = Callable[[Shard, int, int], None]
-"""Called with each shard that was written, the number of those that are there, and of all."""
+
+class Progress(NamedTuple):
+    """What a call of `prepare` has done so far."""
+
+    shards: Sequence[Shard]
+    """Those that it has written, in the order in which they were finished."""
+    seconds: float
+    """What it took, reading the sources through included."""
+    number: int
+    """Shards of this source that are there."""
+    of: int
+    """All shards of this source."""
 
 
 def prepare(
@@ -35,7 +47,7 @@ def prepare(
     cache_dir: Path,
     num_workers: int = 1,
     mend: bool = False,
-    on_shard: OnShard = lambda shard, number, of: None,
+    on_shard: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Path]:
     """Folders of the prepared data of the sources of one run, made if the cache lacks them.
 
@@ -48,11 +60,19 @@ def prepare(
         cache_dir: where the folders are.
         num_workers: processes that read and tokenise; 1 is this one, with the threads of the tokenizer.
         mend: write again what is missing of a finished folder, or has been cut.
-        on_shard: see `OnShard`.
+        on_shard: called with each shard that was written.
 
     Raises:
         ValueError: a source that cannot be read or split, a tokenizer that is too large, a split without a block.
     """
+    start, written = time.perf_counter(), list[Shard]()
+
+    def tell(shard: Shard, number: int, of: int) -> None:
+        written.append(shard)
+        on_shard(Progress(written, time.perf_counter() - start, number, of))
+
+    if recipes[0].tokenizer != TRAIN_BPE:
+        check_vocab_size(recipes[0].tokenizer, load_tokenizer(recipes[0].tokenizer), recipes[0].vocab_size)
     pointer, stamp = pointer_file(recipes, cache_dir), _stamp(recipes)
     known = json.loads(pointer.read_text()) if pointer.exists() else None
     if known and stamp and known["stamp"] == stamp:
@@ -62,7 +82,6 @@ def prepare(
     all_splits = split_documents(recipes, cache_dir, num_workers)
     name = _tokenizer_name(recipes[0], all_splits, cache_dir)
     tokenizer = load_tokenizer(name)
-    check_vocab_size(recipes[0].tokenizer, tokenizer, recipes[0].vocab_size)
     folders = []
     for recipe, splits in zip(recipes, all_splits, strict=True):
         cuts = [[len(part.mask) for part in parts] for parts in (splits.train, splits.validation)]
@@ -70,7 +89,7 @@ def prepare(
         key = hash_of(_FORMAT, splits.key, fingerprint(tokenizer), recipe.sequence_length, *shape)
         folder = cache_dir / "prepared" / key
         if not (_is_whole(folder) if mend else folder.exists()):
-            _make(folder, recipe, splits, name, tokenizer, num_workers, on_shard)
+            _make(folder, recipe, splits, name, tokenizer, num_workers, tell)
         folders.append(folder)
     now = {"folders": [folder.name for folder in folders], "stamp": stamp}
     if now != known:
@@ -136,7 +155,7 @@ def _make(
     tokenizer_name: str,
     tokenizer: PreTrainedTokenizerBase,
     num_workers: int,
-    on_shard: OnShard,
+    on_shard: Callable[[Shard, int, int], None],
 ) -> None:
     """Make a folder beside its place, going on with what is there, and rename it."""
     beside = place.with_name(f".{place.name}.partial")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pathmoe.data.cache import hash_of
 from pathmoe.data.sources import Source
+from pathmoe.data.tokenizer import TRAIN_BPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,9 @@ class Recipe:
     def key(self) -> str:
         """Hash of the recipe, of where its relative paths lead from here, and of the interpreter.
 
-        The interpreter's library may be the source.
+        The interpreter's library may be the source. The vocabulary's size decides only what a tokenizer is trained to.
         """
         tokenizer = Path(self.tokenizer)
         tokenizer_place = str(tokenizer.resolve()) if tokenizer.exists() else None
-        return hash_of(asdict(self), self.source.places, tokenizer_place, platform.python_version())
+        of_recipe = asdict(self) | ({} if self.tokenizer == TRAIN_BPE else {"vocab_size": None})
+        return hash_of(of_recipe, self.source.places, tokenizer_place, platform.python_version())

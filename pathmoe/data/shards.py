@@ -53,18 +53,26 @@ def read_shards(folder: Path) -> list[Shard]:
 def check_sizes(folder: Path, shards: Sequence[Shard]) -> None:
     """Raise ValueError naming the first file that is missing or has another size; nothing is read."""
     for shard in shards:
-        file = folder / shard.name
-        if not file.is_file():
-            raise ValueError(f"{file} is missing from the prepared data; {REMEDY}")
-        if file.stat().st_size != shard.size:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, not the {shard.size:,} prepared; {REMEDY}")
+        if fault := _fault_of_size(folder, shard):
+            raise ValueError(f"{fault}; {REMEDY}")
 
 
-def check_hash(folder: Path, shard: Shard) -> None:
-    """Raise ValueError where a file of the right size is not the one that was written; all of it is read."""
+def find_fault(of_folder: tuple[Path, Shard]) -> str | None:
+    """What is wrong with a shard of a folder, led by its file; None for nothing. All of it is read."""
+    folder, shard = of_folder
+    fault = _fault_of_size(folder, shard)
+    if fault is None and file_sha256(folder / shard.name) != shard.sha256:
+        return f"{folder / shard.name} was altered after it was prepared"
+    return fault
+
+
+def _fault_of_size(folder: Path, shard: Shard) -> str | None:
     file = folder / shard.name
-    if file_sha256(file) != shard.sha256:
-        raise ValueError(f"{file} was altered after it was prepared (its sha256 is another); {REMEDY}")
+    if not file.is_file():
+        return f"{file} is missing from the prepared data"
+    if file.stat().st_size != shard.size:
+        return f"{file} has {file.stat().st_size:,} bytes, not the {shard.size:,} prepared"
+    return None
 
 
 def file_sha256(file: Path) -> str:

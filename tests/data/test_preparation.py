@@ -238,15 +238,15 @@ def test_the_number_of_workers_does_not_show(tmp_path: Path) -> None:
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     recipe = large(tmp_path)
     whole = preparation.prepare([recipe], tmp_path / "whole")[0]
-    told: list[tuple[str, int]] = []
+    told: list[str] = []
     (folder,) = preparation.prepare([recipe], tmp_path / "cache")
     partial = folder.rename(folder.with_name(f".{folder.name}.partial"))
     for lost in ("train/00001.arrow", "done/train-00002.json", "manifest.json", "shards.json"):
         (partial / lost).unlink()
     (partial / "train" / "00003.arrow").write_bytes(b"cut")
     (partial / "train" / ".00001.arrow-0123").write_bytes(b"half written by one that was killed")
-    preparation.prepare([recipe], tmp_path / "cache", on_shard=lambda shard, n, of: told.append((shard.name, n)))
-    assert [name for name, _ in told] == ["train/00001.arrow", "train/00002.arrow", "train/00003.arrow"]
+    preparation.prepare([recipe], tmp_path / "cache", on_shard=lambda progress: told.append(progress.shards[-1].name))
+    assert told == ["train/00001.arrow", "train/00002.arrow", "train/00003.arrow"]
     assert content(folder) == content(whole)
 
 
@@ -258,7 +258,9 @@ def test_a_finished_folder_is_mended_on_request_only(tmp_path: Path) -> None:
     preparation.prepare([recipe], tmp_path / "cache")
     assert not (folder / "train" / "00002.arrow").exists()
     told: list[str] = []
-    preparation.prepare([recipe], tmp_path / "cache", mend=True, on_shard=lambda shard, n, of: told.append(shard.name))
+    preparation.prepare(
+        [recipe], tmp_path / "cache", mend=True, on_shard=lambda progress: told.append(progress.shards[-1].name)
+    )
     assert told == ["train/00002.arrow"]
     assert content(folder) == before
 
