@@ -22,7 +22,7 @@ from pathmoe.data.document import Document
 from pathmoe.data.interleaving import mixed_block_indices, positions_of_sources
 from pathmoe.data.loader import Batch, MicroBatches, Order, TrainLoader, ValidationLoader
 from pathmoe.data.manifest import Manifest
-from pathmoe.data.mixture import WeightedSource, as_mixture, check_mixture, labels, mix
+from pathmoe.data.mixture import WeightedSource, as_mixture, check_mixture, mix
 from pathmoe.data.order import BatchGeometry, block_indices
 from pathmoe.data.packed_split import pack_split
 from pathmoe.data.preparation import find_prepared, prepare
@@ -176,13 +176,10 @@ class TokenDataModule(pl.LightningDataModule):
             manifest = mix([opened.manifest for opened in self._opened], self._mixture)
         self.manifest = replace(manifest, tokenizer=self.recipes[0].tokenizer)
 
-    def read_of_sources(self, step: int) -> dict[str, int]:
-        """Blocks that the steps before this one have read of each source of a mixture, by its label."""
-        if self._mixture is None:
-            return {}
+    def blocks_read(self, step: int) -> list[int]:
+        """Blocks of each source of a mixture that the steps before this one read, in the order of the mixture."""
         num_blocks = step * self.geometry().global_batch_size
-        numbers = positions_of_sources(num_blocks, [entry.weight for entry in self._mixture])
-        return dict(zip(labels(self._mixture), numbers, strict=True))
+        return positions_of_sources(num_blocks, [entry.weight for entry in self._mixture or ()])
 
     def held_out_documents(self) -> Iterator[Document]:
         """The documents of validation, in the order of the sources; nothing is tokenised or kept."""

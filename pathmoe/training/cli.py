@@ -26,6 +26,7 @@ from pathmoe.training.dry_run import dry_run_report
 from pathmoe.training.errors import OneLineParser, with_one_line_errors
 from pathmoe.training.export import export_command
 from pathmoe.training.last_checkpoint import LastCheckpoint
+from pathmoe.training.mixture_progress import MixtureProgress
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
@@ -125,6 +126,7 @@ class PathMoECLI(LightningCLI):
         callbacks = [*callbacks, SpeedMonitor()]
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
+            callbacks.append(MixtureProgress())
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":

@@ -266,7 +266,7 @@ class PathMoEModule(LightningModule):
         num_targets = (batch["shift_labels"] != -100).sum()
         nats_and_targets = torch.stack([output.cross_entropy, num_targets]).cpu()
         self._nats_and_targets[0] += nats_and_targets
-        if "source" in batch:
+        if len(self._nats_and_targets) > 1:
             self._nats_and_targets[1 + batch["source"]] += nats_and_targets
         path_ids_TL = torch.stack([routing.expert_ids_TK[:, 0] for routing in output.routings], dim=-1)
         return {"path_ids": path_ids_TL}
