@@ -52,7 +52,7 @@ def estimate_lines(measured: Measured, total_tokens: float | None = None) -> lis
     """What was measured, and what follows for 100 B tokens and for the whole source where its size is known."""
     lines = [
         f"  measured: {measured.tokens:,} tokens of {measured.text_bytes:,} bytes of text, {measured.disk_bytes:,} "
-        f"bytes on disk; {measured.rates()} with {measured.num_workers} workers"
+        f"bytes on disk; {measured.rates()} with {measured.num_workers} worker{'s' * (measured.num_workers > 1)}"
     ]
     for name, tokens in (("100 B tokens", _TOKENS), ("this source", total_tokens)):
         if tokens is not None and measured.tokens:
