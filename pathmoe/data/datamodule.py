@@ -302,9 +302,9 @@ class TokenDataModule(pl.LightningDataModule):
     def _what_is_read(self) -> dict[str, Any]:
         """Prepared documents by their content; a stream, which nobody has read to its end, by what leads to it."""
         if self.manifest.train is not None:
-            weights = [[entry.source, entry.weight] for entry in self._mixture or ()]
+            shares = [source.share for source in self.manifest.mixture or ()]
             return {
-                **({"data.mixture (sources and weights)": weights} if weights else {}),
+                **({"data.mixture (shares)": shares} if shares else {}),
                 "data.source (sha256 of the training documents)": self.manifest.train.content_sha256,
             }
         leads = asdict(self._source) | {

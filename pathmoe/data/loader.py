@@ -88,7 +88,7 @@ def batch_ranges(num_blocks: int, micro_batch_size: int, rank: int = 0, world_si
 
 
 class ValidationLoader:
-    """All blocks of a split once, in order, shared out over the ranks: see `batch_ranges`.
+    """All blocks of a split, or of each source, once, in order, shared out over the ranks: see `batch_ranges`.
 
     Args:
         blocks: of the split.
@@ -112,11 +112,14 @@ class ValidationLoader:
             )
         self.blocks = blocks
         self.tells_source = bool(blocks_of_sources)
-        self.ranges = [
-            (source, first + start, first + stop)
-            for source, (first, size) in enumerate(zip(accumulate([0, *sizes]), sizes, strict=False))
-            for start, stop in batch_ranges(size, micro_batch_size, rank, world_size)
-        ]
+        self.ranges: list[tuple[int, int, int]] = []
+        place: list[float] = []
+        for source, (first, size) in enumerate(zip(accumulate([0, *sizes]), sizes, strict=False)):
+            ranges = batch_ranges(size, micro_batch_size, rank, world_size)
+            self.ranges += [(source, first + start, first + stop) for start, stop in ranges]
+            place += [(number + 0.5) / len(ranges) for number in range(len(ranges))]
+        # Sources take turns, the same on all ranks, so that the first batches are of all of them.
+        self.ranges = [self.ranges[number] for number in np.argsort(place, kind="stable")]
 
     def __len__(self) -> int:
         """Batches on this rank, the same on all."""

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 _Job = TypeVar("_Job")
@@ -23,10 +25,9 @@ def run_jobs(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_work
     # What the tokenizer's threads and the trainer's leave behind does not survive a fork; the server has neither.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), context, _begin) as pool:
-        futures = [pool.submit(function, job) for job in jobs]
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), context, _begin) as pool, _ended_by_errors():
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(function, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool as error:
             raise ValueError(
@@ -35,13 +36,25 @@ def run_jobs(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_work
             ) from error
         except ValueError as error:
             raise ValueError(str(error)) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ended_by_errors() -> Iterator[None]:
+    """Whatever ends what is within, a signal too, does not wait for the workers that were started there."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.terminate()
+        raise
 
 
 def _begin() -> None:
-    """One thread a worker for the tokenizer, and an end to the worker when the process that started it is gone."""
+    """One thread for the tokenizer, Ctrl-C left to the process that started this one, and an end when that is gone."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -27,6 +27,7 @@ def source(tmp_path: Path) -> Path:
     data = {
         "source": str(tmp_path / "a.jsonl"), "tokenizer": str(tmp_path / "tokenizer"), "sequence_length": 32,
         "shard_size": 20_000, "cache_dir": str(tmp_path / "cache"), "streaming": True, "validation_documents": 9,
+        "global_batch_size": 512,
     }  # fmt: skip
     config = {"seed_everything": 3, "model": {"config": {"vocab_size": 512}}, "data": data, "trainer": {"max_steps": 9}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
@@ -56,7 +57,7 @@ def test_fit_finds_what_was_prepared(source: Path, say: Say) -> None:
     out, err = say("prepare", "--config", source / "run.yaml")
     assert not err and "prepared in " in out and "100 B tokens: " in out and " tokens/s, " in out
     before = content(source / "cache")
-    settings = yaml.safe_load((source / "run.yaml").read_text())["data"] | {"streaming": False}
+    settings = yaml.safe_load((source / "run.yaml").read_text())["data"] | {"streaming": False, "micro_batch_size": 512}
     data = TokenDataModule(**settings, vocab_size=512, seed=3)
     data.prepare_data()
     data.setup("fit")
@@ -146,7 +147,7 @@ def processes_in(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_killed_preparation_goes_on_and_leaves_no_process(source: Path, say: Say) -> None:
+def test_a_preparation_that_is_stopped_or_killed_goes_on_and_leaves_no_process(source: Path, say: Say) -> None:
     texts = [f"document {number}: " + f"{number * 7919} " * (number % 400) for number in range(1200)]
     (source / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     run = ("prepare", "--config", str(source / "run.yaml"), "--data.shard_size", "50000")
@@ -154,21 +155,25 @@ def test_a_killed_preparation_goes_on_and_leaves_no_process(source: Path, say: S
     arguments = [sys.executable, "-m", "pathmoe.data", *run, "--num_workers", "2"]
     place = source / "killed"
     place.mkdir()
-    killed = subprocess.Popen(arguments, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(list((source / "cache").rglob("done/*.json"))) < 3:
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not list((source / "cache").rglob("manifest.json")), "it was killed before the end"
-    while processes_in(place):
-        assert time.monotonic() < deadline, "workers outlive the process that started them"
-        time.sleep(0.01)
+    for signal_number, finished, group in ((signal.SIGINT, 2, True), (signal.SIGKILL, 4, False)):
+        stopped = subprocess.Popen(
+            arguments, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while len(list((source / "cache").rglob("done/*.json"))) < finished:
+            assert stopped.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        (os.killpg if group else os.kill)(stopped.pid, signal_number)
+        _, err = stopped.communicate()
+        assert err == "stopped\n" or not group, err
+        assert not list((source / "cache").rglob("manifest.json")), "it was stopped before the end"
+        while processes_in(place):
+            assert time.monotonic() < deadline, "workers outlive the process that started them"
+            time.sleep(0.01)
     ended = subprocess.run(arguments, cwd=place, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     number_of_shards = out.count(".arrow, ")
-    assert 0 < ended.stdout.count(".arrow, ") <= number_of_shards - 3
+    assert 0 < ended.stdout.count(".arrow, ") <= number_of_shards - 4
     whole, resumed = content(source / "whole" / "prepared"), content(source / "cache" / "prepared")
     assert whole == resumed and len(whole) > number_of_shards > 20
     assert os.listdir(source / "cache" / "surveys")

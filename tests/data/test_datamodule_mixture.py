@@ -97,9 +97,9 @@ def test_a_mixture_of_one_source_is_that_source(folder: Path) -> None:
 def test_other_weights_are_another_run(folder: Path) -> None:
     before, now = make(folder).state_dict(), make(folder, WORDS | {"beta": 2.0}).state_dict()
     changed = {key for key in now if before[key] != now[key]}
-    assert changed == {"data.mixture (sources and weights)"}
+    assert changed == {"data.mixture (shares)"}
     alone = make(folder, mixture=None, source=str(folder / "beta.jsonl"))
-    assert "data.mixture (sources and weights)" not in alone.state_dict()
+    assert "data.mixture (shares)" not in alone.state_dict()
 
 
 def test_a_configuration_can_say_it(folder: Path) -> None:

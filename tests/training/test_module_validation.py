@@ -141,7 +141,9 @@ def test_a_loss_beyond_all_numbers_is_still_reported() -> None:
 
 def test_each_source_of_a_mixture_has_a_loss_of_its_own(short_documents: Path, texts: Path) -> None:
     mixture = [WeightedSource(source=str(short_documents), weight=1.0), WeightedSource(source=str(texts), weight=2.0)]
-    blocks = TokenDataModule(mixture=mixture, vocab_size=300, sequence_length=16, validation_fraction=0.3)
+    blocks = TokenDataModule(
+        mixture=mixture, vocab_size=300, sequence_length=16, validation_fraction=0.3, micro_batch_size=4
+    )
     measured = module()
     metrics, _ = validate(measured, blocks)
     manifest = blocks.manifest
@@ -156,5 +158,8 @@ def test_each_source_of_a_mixture_has_a_loss_of_its_own(short_documents: Path, t
     assert metrics[f"val/{second.label}/loss"] == pytest.approx(nats / targets[1], rel=1e-5)
     bytes_per_target = manifest.validation.bytes_per_target
     assert metrics["val/bits_per_byte"] == pytest.approx(loss / math.log(2) / bytes_per_target, rel=1e-6)
+    # A part of the split has some of each, but where it is a single batch.
+    metrics, _ = validate(measured, blocks, limit_val_batches=8)
+    assert f"val/{first.label}/loss" in metrics and f"val/{second.label}/loss" in metrics
     metrics, _ = validate(measured, blocks, limit_val_batches=1)
-    assert f"val/{first.label}/loss" in metrics and f"val/{second.label}/loss" not in metrics
+    assert (f"val/{first.label}/loss" in metrics) != (f"val/{second.label}/loss" in metrics)
