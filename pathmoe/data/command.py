@@ -109,9 +109,9 @@ def _estimate(data: TokenDataModule, megabytes: float, num_workers: int) -> None
     if not megabytes > 0:
         raise ValueError(f"--estimate ({megabytes}) must be more than 0 megabytes; raise it")
     for recipe in data.recipes:
-        measured, total_bytes = measure_source(recipe, round(megabytes * 1e6), num_workers)
+        measured, total_tokens = measure_source(recipe, round(megabytes * 1e6), num_workers)
         print(f"{recipe.source.source}:")
-        print("\n".join(estimate_lines(measured, total_bytes)))
+        print("\n".join(estimate_lines(measured, total_tokens)))
 
 
 def _verify(data: TokenDataModule, num_workers: int) -> str:

@@ -281,7 +281,7 @@ class TokenDataModule(pl.LightningDataModule):
         return partial(mixed_block_indices, blocks_of_sources=blocks_of_sources, weights=weights, seed=self.seed)
 
     def val_dataloader(self) -> ValidationLoader:
-        """All validation blocks once, shared out over the ranks; source by source for a mixture."""
+        """All validation blocks once, shared out over the ranks; those of a mixture's sources in turns."""
         geometry = self.geometry()
         sizes = [len(opened.validation) for opened in self._opened] if self._mixture else []
         return ValidationLoader(

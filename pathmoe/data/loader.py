@@ -66,6 +66,8 @@ class TrainLoader:
         try:
             yield from loader
         except ValueError as error:
+            if not self.num_workers:
+                raise
             # A worker's error comes with its traceback in the message.
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 

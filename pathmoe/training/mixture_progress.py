@@ -20,7 +20,7 @@ class MixtureProgress(Callback):
         is_step_done = batch["micro_batch"] + 1 == trainer.accumulate_grad_batches
         if not manifest.mixture or not is_step_done or trainer.global_step % trainer.log_every_n_steps:
             return
-        blocks = trainer.datamodule.blocks_read(trainer.global_step)
+        blocks = trainer.datamodule.blocks_read(batch["step"] + 1)
         figures = {}
         for source, num_blocks in zip(manifest.mixture, blocks, strict=True):
             figures[f"data/{source.label}/tokens"] = float(num_blocks * manifest.sequence_length)
