@@ -6,6 +6,7 @@ from pathmoe.data.datamodule import TokenDataModule
 from pathmoe.data.document import Document
 from pathmoe.data.loader import MicroBatches, TrainLoader, ValidationLoader
 from pathmoe.data.manifest import Manifest, SplitManifest
+from pathmoe.data.mixture import WeightedSource
 from pathmoe.data.order import BatchGeometry, block_indices, permute
 from pathmoe.data.packing import IGNORE_INDEX, block_to_batch
 from pathmoe.data.python_stdlib import python_stdlib
@@ -25,6 +26,7 @@ __all__ = [
     "TokenDataModule",
     "TrainLoader",
     "ValidationLoader",
+    "WeightedSource",
     "block_indices",
     "block_to_batch",
     "c_functions",

@@ -4,7 +4,8 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from pathmoe.data.blocks import Blocks
-from pathmoe.data.cache import default_cache_dir, write_json
+from pathmoe.data.cache import default_cache_dir
+from pathmoe.data.data_requirements import check_numbers, check_one_source, check_recipe, check_streaming
 from pathmoe.data.document import Document
-from pathmoe.data.loader import Batch, MicroBatches, TrainLoader, ValidationLoader
+from pathmoe.data.interleaving import mixed_block_indices, positions_of_sources
+from pathmoe.data.loader import Batch, MicroBatches, Order, TrainLoader, ValidationLoader
 from pathmoe.data.manifest import Manifest
-from pathmoe.data.order import BatchGeometry
+from pathmoe.data.mixture import WeightedSource, as_mixture, check_mixture, mix
+from pathmoe.data.order import BatchGeometry, block_indices
 from pathmoe.data.packed_split import pack_split
-from pathmoe.data.prepared import Recipe, open_prepared, prepare, split_documents
+from pathmoe.data.preparation import find_prepared, prepare
+from pathmoe.data.prepared import Prepared, open_prepared
+from pathmoe.data.recipe import Recipe
 from pathmoe.data.sources import Source, stream_documents
+from pathmoe.data.splits import read_parts, split_documents
 from pathmoe.data.splitting import text_hash
 from pathmoe.data.streaming import StreamedBatches, StreamLoader
 from pathmoe.data.tokenizer import TRAIN_BPE, check_vocab_size, fingerprint, load_tokenizer
@@ -57,6 +64,9 @@ class TokenDataModule(pl.LightningDataModule):
         num_documents: Programs of c-functions.
         num_workers: Processes that make training batches; 0 makes them in the training process. At most 1 when
             streaming.
+        mixture: Several sources instead of one, each with its weight: its share of the tokens of any stretch of
+            training. Each has subset, split, validation_split, text_key and num_documents of its own.
+        shard_size: Bytes of the source that one file of prepared data is made of; see docs/data.md.
     """
 
     def __init__(
@@ -78,47 +88,43 @@ class TokenDataModule(pl.LightningDataModule):
         validation_documents: int = 1000,
         num_documents: int | None = None,
         num_workers: int = 0,
+        mixture: list[WeightedSource] | None = None,
+        shard_size: int = 2**30,
     ) -> None:
         super().__init__()
-        for key, value, lowest in (
-            ("vocab_size", vocab_size, 1),
-            ("sequence_length", sequence_length, 1),
-            ("micro_batch_size", micro_batch_size, 1),
-            ("global_batch_size", global_batch_size, 1),
-            ("validation_documents", validation_documents, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value is not None and value < lowest:
-                raise ValueError(f"data.{key} ({value}) must be at least {lowest}; raise it")
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction ({validation_fraction}) must lie between 0 and 1; change it")
-        if streaming and tokenizer == TRAIN_BPE:
-            raise ValueError(
-                f"data.tokenizer ({tokenizer}) must be a folder or a name on the hub with data.streaming (true), which "
-                "has no documents to train it on; set data.tokenizer, or data.streaming to false"
-            )
-        if streaming and num_workers > 1:
-            raise ValueError(
-                f"data.num_workers ({num_workers}) must be 0 or 1 with data.streaming (true), whose documents are read "
-                "in order; lower it"
-            )
+        check_numbers(
+            vocab_size=vocab_size,
+            sequence_length=sequence_length,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            validation_documents=validation_documents,
+            num_workers=num_workers,
+            shard_size=shard_size,
+        )
+        self._mixture = None if mixture is None else as_mixture(mixture)
+        if streaming:
+            check_streaming(tokenizer, num_workers, self._mixture or ())
         self._source = Source(source=source, subset=subset, split=split, text_key=text_key, num_documents=num_documents)
-        if validation_split is not None and not self._source.has_splits:
-            raise ValueError(
-                f"data.validation_split ({validation_split}) must not be set where data.source ({source}) has no named "
-                "splits; remove it, data.validation_fraction holds documents out"
-            )
-        self._recipe = Recipe(
+        recipe = Recipe(
             source=self._source,
             validation_split=validation_split,
             validation_fraction=validation_fraction,
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             sequence_length=sequence_length,
+            shard_size=shard_size,
         )
-        self._cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-        # File by which `prepare_data` tells all ranks which folder is theirs: only it has hashed the source.
-        self._pointer = self._cache_dir / "recipes" / f"{self._recipe.key}.json"
+        self.recipes = [recipe]
+        """How the source, or each of a mixture, is prepared."""
+        if self._mixture is not None:
+            check_one_source(self._source, validation_split)
+            check_mixture(self._mixture)
+            self.recipes = [
+                replace(recipe, source=entry.plain, validation_split=entry.validation_split) for entry in self._mixture
+            ]
+        for recipe in self.recipes:
+            check_recipe(recipe)
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
         self.seed = seed
@@ -129,6 +135,7 @@ class TokenDataModule(pl.LightningDataModule):
         self.manifest: Manifest
         self.validation_blocks: Blocks
         self.train_blocks: Blocks
+        self._opened: list[Prepared]
         self._held_out: frozenset[bytes] = frozenset()
 
     @property
@@ -139,8 +146,7 @@ class TokenDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Tokenise and pack into the cache, on one process of each node; nothing to do when streaming."""
         if not self.streaming:
-            folder = prepare(self._recipe, self._cache_dir)
-            write_json(self._pointer, {"folder": folder.name})
+            prepare(self.recipes, self.cache_dir)
 
     def setup(self, stage: str | None = None) -> None:
         """Open what `prepare_data` made, or the stream, on every rank; check the global batch before a fit."""
@@ -156,29 +162,37 @@ class TokenDataModule(pl.LightningDataModule):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def _setup_prepared(self) -> None:
-        """Open the folder of prepared data."""
-        folder = self._cache_dir / "prepared" / json.loads(self._pointer.read_text())["folder"]
-        manifest, self.tokenizer, self.train_blocks, self.validation_blocks = open_prepared(folder)
-        # The same content may have been prepared from another place before.
-        self.manifest = replace(
-            manifest,
-            source=self._source.source,
-            subset=self._source.subset,
-            split=self._source.named_split,
-            tokenizer=self._recipe.tokenizer,
-        )
+        """Open the folders of prepared data."""
+        self._opened = [open_prepared(folder) for folder in find_prepared(self.recipes, self.cache_dir)]
+        first, source = self._opened[0], self._source
+        self.tokenizer = first.tokenizer
+        if self._mixture is None:
+            self.train_blocks, self.validation_blocks, manifest = first.train, first.validation, first.manifest
+            # The same content may have been prepared from another place before.
+            manifest = replace(manifest, source=source.source, subset=source.subset, split=source.named_split)
+        else:
+            self.train_blocks = Blocks.concatenated([opened.train for opened in self._opened])
+            self.validation_blocks = Blocks.concatenated([opened.validation for opened in self._opened])
+            manifest = mix([opened.manifest for opened in self._opened], self._mixture)
+        self.manifest = replace(manifest, tokenizer=self.recipes[0].tokenizer)
+
+    def blocks_read(self, step: int) -> list[int]:
+        """Blocks of each source of a mixture that the steps before this one read, in the order of the mixture."""
+        num_blocks = step * self.geometry().global_batch_size
+        return positions_of_sources(num_blocks, [entry.weight for entry in self._mixture or ()])
 
     def held_out_documents(self) -> Iterator[Document]:
-        """The documents of validation, in the order of the source; nothing is tokenised or kept."""
+        """The documents of validation, in the order of the sources; nothing is tokenised or kept."""
         if not self.streaming:
-            return split_documents(self._recipe).validation()
-        source = replace(self._source, split=self._recipe.validation_split or self._source.split)
+            all_splits = split_documents(self.recipes, self.cache_dir)
+            return chain.from_iterable(read_parts(splits.validation) for splits in all_splits)
+        source = self.recipes[0].validation_source or self._source
         rows = islice(stream_documents(source), self.validation_documents)
         return (Document(row["text"]) for row in rows if row["text"])
 
     def _setup_stream(self) -> None:
         """Load the tokenizer; hold out and pack the first documents."""
-        recipe = self._recipe
+        recipe = self.recipes[0]
         self.tokenizer = load_tokenizer(recipe.tokenizer)
         check_vocab_size(recipe.tokenizer, self.tokenizer, recipe.vocab_size)
         source = self._source
@@ -251,18 +265,28 @@ class TokenDataModule(pl.LightningDataModule):
 
     def _train_loader(self, geometry: BatchGeometry, current_step: Callable[[], int]) -> TrainLoader | StreamLoader:
         if not self.streaming:
-            return TrainLoader(MicroBatches(self.train_blocks, geometry, self.seed), current_step, self.num_workers)
+            return TrainLoader(MicroBatches(self.train_blocks, geometry, self._order()), current_step, self.num_workers)
         documents = stream_documents(self._source)
         # With fewer files than ranks each rank reads all and keeps its share.
         strategy = "shards" if documents.num_shards >= geometry.world_size else "examples"
         mine = split_dataset_by_node(documents, geometry.rank, geometry.world_size, strategy)
-        batches = StreamedBatches(mine, self._held_out, self.tokenizer, self._recipe.sequence_length, geometry)
+        batches = StreamedBatches(mine, self._held_out, self.tokenizer, self.recipes[0].sequence_length, geometry)
         return StreamLoader(batches, current_step, self.num_workers)
 
+    def _order(self) -> Order:
+        if self._mixture is None:
+            return partial(block_indices, num_blocks=len(self.train_blocks), seed=self.seed)
+        blocks_of_sources = [len(opened.train) for opened in self._opened]
+        weights = [entry.weight for entry in self._mixture]
+        return partial(mixed_block_indices, blocks_of_sources=blocks_of_sources, weights=weights, seed=self.seed)
+
     def val_dataloader(self) -> ValidationLoader:
-        """All validation blocks once, shared out over the ranks."""
+        """All validation blocks once, shared out over the ranks; those of a mixture's sources in turns."""
         geometry = self.geometry()
-        return ValidationLoader(self.validation_blocks, self.micro_batch_size, geometry.rank, geometry.world_size)
+        sizes = [len(opened.validation) for opened in self._opened] if self._mixture else []
+        return ValidationLoader(
+            self.validation_blocks, self.micro_batch_size, geometry.rank, geometry.world_size, sizes
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What must not change when a run is resumed, by dotted key."""
@@ -278,9 +302,13 @@ class TokenDataModule(pl.LightningDataModule):
     def _what_is_read(self) -> dict[str, Any]:
         """Prepared documents by their content; a stream, which nobody has read to its end, by what leads to it."""
         if self.manifest.train is not None:
-            return {"data.source (sha256 of the training documents)": self.manifest.train.content_sha256}
+            shares = [source.share for source in self.manifest.mixture or ()]
+            return {
+                **({"data.mixture (shares)": shares} if shares else {}),
+                "data.source (sha256 of the training documents)": self.manifest.train.content_sha256,
+            }
         leads = asdict(self._source) | {
-            "validation_split": self._recipe.validation_split,
+            "validation_split": self.recipes[0].validation_split,
             "validation_documents": self.validation_documents,
         }
         return {f"data.{name}": value for name, value in leads.items()}
@@ -290,8 +318,8 @@ class TokenDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         for key, value in self.state_dict().items():
-            if state_dict[key] != value:
-                now, before = (v if isinstance(v, str) else json.dumps(v) for v in (value, state_dict[key]))
+            if state_dict.get(key) != value:
+                now, before = (v if isinstance(v, str) else json.dumps(v) for v in (value, state_dict.get(key)))
                 raise ValueError(
                     f"{key} ({now}) must equal the checkpoint's ({before}); set it back or start a new run"
                 )

@@ -2,10 +2,12 @@
 
 import glob
 import json
+import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,17 +46,49 @@ def find_files(source: str | list[str]) -> list[Path]:
     return files
 
 
+class Span(NamedTuple):
+    """A part of a file: the lines of .jsonl that begin within these bytes, these row groups of .parquet, or the whole
+    of any other, whatever the numbers."""
+
+    file: Path
+    start: int
+    stop: int
+
+
+def cut_file(file: Path, num_bytes: int) -> list[tuple[Span, int]]:
+    """Spans that make up a file in order, each with its bytes: about `num_bytes` at most where the file can be cut.
+
+    .jsonl is cut anywhere, .parquet (whose bytes are those before compression) between row groups. Raises ValueError
+    where it is not parquet.
+    """
+    if file.suffix == ".parquet":
+        metadata = _open_parquet(file).metadata
+        sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+        return [(Span(file, number, number + 1), size) for number, size in enumerate(sizes)]
+    size = file.stat().st_size
+    num_spans = -(-size // num_bytes) if file.suffix == ".jsonl" else 1
+    edges = [size * number // num_spans for number in range(num_spans + 1)]
+    return [(Span(file, start, stop), stop - start) for start, stop in pairwise(edges)]
+
+
 def read_file(file: Path, text_key: str) -> Iterator[Document]:
-    """Documents of one file, in order, in constant memory but for .txt and .json arrays.
+    """Documents of one file, in order; see `read_span`."""
+    return read_span(Span(file, 0, sys.maxsize), text_key)
+
+
+def read_span(span: Span, text_key: str) -> Iterator[Document]:
+    """Documents of a span, in order, in constant memory but for .txt and .json arrays.
 
     Raises ValueError naming the file, and the byte, line or row, where text is not UTF-8, not JSON, or lacks text_key.
     """
+    file = span.file
     if file.suffix == ".txt":
         if whole := _decode(file.read_bytes(), file, offset=0):
             yield Document(whole)
         return
-    for number, row in enumerate(read_records(file, [text_key]), start=1):
-        if text := text_of(row, text_key, f"{file}, record {number}"):
+    place = f" of its part from {span.start} on" if span.start else ""
+    for number, row in enumerate(_records(span, [text_key]), start=1):
+        if text := text_of(row, text_key, f"{file}, record {number}{place}"):
             yield Document(text)
 
 
@@ -63,7 +97,11 @@ def read_records(file: Path, keys: Sequence[str]) -> Iterator[Any]:
 
     Raises ValueError naming the file, and the byte or line, where it is not UTF-8, not JSON or not parquet.
     """
-    return _parquet_rows(file, keys) if file.suffix == ".parquet" else _json_records(file)
+    return _records(Span(file, 0, sys.maxsize), keys)
+
+
+def _records(span: Span, keys: Sequence[str]) -> Iterator[Any]:
+    return _parquet_rows(span, keys) if span.file.suffix == ".parquet" else _json_records(span)
 
 
 def text_of(row: Any, text_key: str, where: str) -> str | None:
@@ -98,42 +136,60 @@ def _decode(raw: bytes, file: Path, offset: int) -> str:
         ) from error
 
 
-def _json_records(file: Path) -> Iterator[Any]:
-    """Records of a JSON-lines file, or of a .json file that holds one array."""
-    offset = 0
+def _json_records(span: Span) -> Iterator[Any]:
+    """Records of a span of a JSON-lines file, or of a .json file that holds one array."""
+    file, offset, stop = span
     with file.open("rb") as lines:
         if file.suffix == ".json" and lines.read(4).removeprefix(BOM_UTF8).startswith(b"["):
-            yield from _parse(_decode(file.read_bytes(), file, 0), file, line=1)
+            yield from _parse(_decode(file.read_bytes(), file, 0), file, 0)
             return
-        lines.seek(0)
-        for number, raw in enumerate(lines, start=1):
+        # A line that began before belongs to the span before.
+        lines.seek(max(0, offset - 1))
+        offset = max(0, offset - 1) + len(lines.readline()) if offset else 0
+        for raw in lines:
+            if offset >= stop:
+                return
             line = _decode(raw, file, offset).strip()
-            offset += len(raw)
             if line:
-                yield _parse(line, file, number)
+                yield _parse(line, file, offset)
+            offset += len(raw)
 
 
-def _parse(text: str, file: Path, line: int) -> Any:
+def _parse(text: str, file: Path, offset: int) -> Any:
+    """The value that a text, which begins at this byte of the file, holds."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"data.source: {file} is not JSON at line {line + error.lineno - 1} ({error.msg}); "
+            f"data.source: {file} is not JSON at line {_line_at(file, offset) + error.lineno - 1} ({error.msg}); "
             "fix it: one object a line, or one array in a .json file"
         ) from error
     except RecursionError as error:
+        line = _line_at(file, offset)
         raise ValueError(f"data.source: {file} is nested too deeply at line {line} to be a record; fix it") from error
 
 
-def _parquet_rows(file: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _line_at(file: Path, offset: int) -> int:
+    """Number of the line that begins at a byte, from 1 on."""
+    with file.open("rb") as lines:
+        return 1 + sum(1 for _ in takewhile(lambda _: lines.tell() <= offset, iter(lines.readline, b"")))
+
+
+def _open_parquet(file: Path) -> pq.ParquetFile:
     try:
-        table = pq.ParquetFile(file)
+        return pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"data.source: {file} is not a parquet file ({error}); replace it") from error
+
+
+def _parquet_rows(span: Span, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    file = span.file
+    table = _open_parquet(file)
     names = table.schema_arrow.names
     columns = list(keys) if set(keys) <= set(names) else names
+    row_groups = list(range(span.start, min(span.stop, table.num_row_groups)))
     try:
-        for batch in table.iter_batches(_ROWS_PER_READ, columns=columns):
+        for batch in table.iter_batches(_ROWS_PER_READ, row_groups=row_groups, columns=columns):
             yield from batch.to_pylist()
     except UnicodeDecodeError as error:
         raise ValueError(f"data.source: {file} holds text that is not UTF-8; write it again as UTF-8") from error

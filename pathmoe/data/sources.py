@@ -20,6 +20,7 @@ C_FUNCTIONS = "c-functions"
 
 _C_FUNCTIONS_SEED = 0  # the corpus is the same for every data.seed, which only orders it
 _C_FUNCTIONS_DOCUMENTS = 20_000
+_ROWS_PER_READ = 1000
 _FEATURES = Features({"text": Value("string")})
 
 _CARD = "README.md"
@@ -106,11 +107,7 @@ def read_documents(source: Source) -> Iterator[Document]:
     """
     if source.has_splits:
         dataset: Dataset = load_rows(source, streaming=False)
-        for first in range(0, len(dataset), 1000):
-            for number, text in enumerate(dataset[first : first + 1000][source.text_key], start=first):
-                where = f"{source.source}, {source.split} row {number}"
-                if checked := text_of({source.text_key: text}, source.text_key, where):
-                    yield Document(checked)
+        yield from read_rows(source, dataset, 0, len(dataset))
     elif source.source == PYTHON_STDLIB:
         yield from python_stdlib()
     elif source.source == C_FUNCTIONS:
@@ -119,6 +116,16 @@ def read_documents(source: Source) -> Iterator[Document]:
     else:
         for file in find_files(source.source):
             yield from read_file(file, source.text_key)
+
+
+def read_rows(source: Source, dataset: Dataset, start: int, stop: int) -> Iterator[Document]:
+    """Documents of these rows of a source with named splits, which `load_rows` gave."""
+    for first in range(start, stop, _ROWS_PER_READ):
+        texts = dataset[first : min(first + _ROWS_PER_READ, stop)][source.text_key]
+        for number, text in enumerate(texts, start=first):
+            where = f"{source.source}, {source.split} row {number}"
+            if checked := text_of({source.text_key: text}, source.text_key, where):
+                yield Document(checked)
 
 
 def stream_documents(source: Source) -> IterableDataset:

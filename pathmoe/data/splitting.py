@@ -13,17 +13,23 @@ UInt64Array = npt.NDArray[np.uint64]
 BoolArray = npt.NDArray[np.bool_]
 
 
+DOCUMENT = np.dtype([("digest", "u1", 32), ("group", "<u8"), ("num_bytes", "<i8")])
+"""What is known of a document: sha256 of its text, hash of its group (the text's where it is a group of its own), and
+its UTF-8 bytes."""
+
+
 class Survey(NamedTuple):
     """What one pass over a source finds out about each of its n documents."""
 
     texts: UInt64Array
     """Hash of the text, uint64 [n]."""
     groups: UInt64Array
-    """Hash of the group, uint64 [n]; the text's where the document is a group of its own."""
+    """Hash of the group, uint64 [n]."""
     num_bytes: npt.NDArray[np.int64]
     """UTF-8 bytes, int64 [n]."""
     content_sha256: str
     """Hash of all documents in order."""
+    documents_of_pieces: list[int]
 
 
 def text_hash(text: str) -> bytes:
@@ -31,21 +37,34 @@ def text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def survey(documents: Iterable[Document]) -> Survey:
-    """Hash and measure every document, in 24 bytes of memory each."""
-    content = hashlib.sha256()
-    texts, groups, num_bytes = bytearray(), bytearray(), []
+def measure(documents: Iterable[Document]) -> npt.NDArray[np.void]:
+    """A record of `DOCUMENT` for each document, in order."""
+    records = bytearray()
     for document in documents:
-        digest = text_hash(document.text)
-        content.update(digest)
-        texts += digest[:8]
-        groups += digest[:8] if document.group is None else text_hash(document.group)[:8]
-        num_bytes.append(len(document.text.encode()))
+        raw = document.text.encode()
+        digest = hashlib.sha256(raw).digest()
+        records += digest
+        records += digest[:8] if document.group is None else text_hash(document.group)[:8]
+        records += len(raw).to_bytes(8, "little")
+    return np.frombuffer(records, DOCUMENT)
+
+
+def join_surveys(measured: Iterable[npt.NDArray[np.void]]) -> Survey:
+    """What `measure` found in the pieces of a source, as one, in 24 bytes of memory for each document."""
+    content = hashlib.sha256()
+    texts, groups, num_bytes = [], [], []
+    for piece in measured:
+        digests = np.ascontiguousarray(piece["digest"])
+        content.update(digests.tobytes())
+        texts.append(digests[:, :8].copy().view("<u8")[:, 0].astype(np.uint64))
+        groups.append(piece["group"].astype(np.uint64))
+        num_bytes.append(piece["num_bytes"].astype(np.int64))
     return Survey(
-        np.frombuffer(texts, "<u8").astype(np.uint64),
-        np.frombuffer(groups, "<u8").astype(np.uint64),
-        np.array(num_bytes, dtype=np.int64),
+        np.concatenate(texts),
+        np.concatenate(groups),
+        np.concatenate(num_bytes),
         content.hexdigest(),
+        [len(piece) for piece in texts],
     )
 
 

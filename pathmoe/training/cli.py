@@ -30,6 +30,7 @@ from pathmoe.training.heart import Heart
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.lost_rank import LostRank
 from pathmoe.training.micro_batches import settle_micro_batches
+from pathmoe.training.mixture_progress import MixtureProgress
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.plan import PlanConfig
 from pathmoe.training.progress import ProgressBar
@@ -163,6 +164,7 @@ class PathMoECLI(LightningCLI):
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
             # Hearts begin once the folder is this run's own, and end after others were asked for theirs.
             callbacks += [LostRank(self.run_folder), Heart(self.run_folder)]
+            callbacks.append(MixtureProgress())
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":

@@ -3,7 +3,7 @@
 # Shapes: B batch, S sequence, T = B*S tokens, L MoE layers, E experts.
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -15,7 +15,7 @@ from transformers.modeling_utils import local_torch_dtype
 
 from pathmoe.balancing import sum_over_ranks, update_selection_bias
 from pathmoe.config import PathMoEConfig
-from pathmoe.data.manifest import SplitManifest
+from pathmoe.data.manifest import MixedSource, SplitManifest
 from pathmoe.initialization import initialize
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.noise import fold_seed
@@ -249,8 +249,9 @@ class PathMoEModule(LightningModule):
     # --- validation ---
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums over the validation split."""
-        self._nats_and_targets = torch.zeros(2, dtype=torch.float64)
+        """Start the sums over the validation split, and over each source of a mixture."""
+        num_sources = len(self._mixed_sources())
+        self._nats_and_targets = torch.zeros(1 + num_sources, 2, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Sum of the cross-entropy over the batch's targets; returns the top-1 path of each token: [T, L]."""
@@ -264,20 +265,30 @@ class PathMoEModule(LightningModule):
         )
         # Double precision, so that the sum hardly depends on the batching; on the CPU, as not every device has it.
         num_targets = (batch["shift_labels"] != -100).sum()
-        self._nats_and_targets += torch.stack([output.cross_entropy, num_targets]).cpu()
+        nats_and_targets = torch.stack([output.cross_entropy, num_targets]).cpu()
+        self._nats_and_targets[0] += nats_and_targets
+        if len(self._nats_and_targets) > 1:
+            self._nats_and_targets[1 + batch["source"]] += nats_and_targets
         path_ids_TL = torch.stack([routing.expert_ids_TK[:, 0] for routing in output.routings], dim=-1)
         return {"path_ids": path_ids_TL}
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity over all ranks' batches, and bits per byte where these were the whole split."""
         sums = self._nats_and_targets
-        nats, num_targets = (sums if self.trainer.world_size == 1 else sum_over_ranks(sums.to(self.device))).tolist()
+        sums = sums if self.trainer.world_size == 1 else sum_over_ranks(sums.to(self.device))
+        (nats, num_targets), *of_sources = sums.tolist()
         loss = nats / max(num_targets, 1)
         figures = {"val/loss": loss, "val/perplexity": _perplexity(loss)}
+        for source, (source_nats, source_targets) in zip(self._mixed_sources(), of_sources, strict=True):
+            if source_targets:  # trainer.limit_val_batches may have left all of it out
+                figures[f"val/{source.label}/loss"] = source_nats / source_targets
         # Bytes are counted over the whole split, of which trainer.limit_val_batches may have left some out.
         if (split := self._counted("validation")) and num_targets == split.targets:
             figures["val/bits_per_byte"] = loss / math.log(2) / split.bytes_per_target
         self._log(figures, sync_dist=True)  # the same on all ranks: Lightning would warn that it can't know
+
+    def _mixed_sources(self) -> Sequence[MixedSource]:
+        return getattr(getattr(self.trainer.datamodule, "manifest", None), "mixture", None) or ()
 
     def _counted(self, split: str) -> SplitManifest | None:
         """Counts of a split of the data; None where nobody counted it, or it has no targets."""

@@ -35,7 +35,7 @@ def test_blocks_on_disk_give_what_was_written(tmp_path: Path, length: int, dtype
         batch = made.batch(indices)
         assert batch.keys() == expected.keys()
         assert all(torch.equal(batch[key], expected[key]) for key in batch)
-    assert np.array_equal(blocks.num_targets[indices], (batch["shift_labels"] != -100).sum(1).numpy())
+    assert np.array_equal(blocks.num_targets(indices), (batch["shift_labels"] != -100).sum(1).numpy())
 
 
 def test_pickled_blocks_do_not_carry_the_tokens(tmp_path: Path) -> None:

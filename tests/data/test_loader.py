@@ -1,5 +1,6 @@
 # Shapes: B blocks, T tokens of a block.
 
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pathmoe.data.blocks import Blocks, to_table
 from pathmoe.data.loader import Batch, MicroBatches, TrainLoader, ValidationLoader
-from pathmoe.data.order import BatchGeometry
+from pathmoe.data.order import BatchGeometry, block_indices
 
 
 def numbered_blocks(num_blocks: int, length: int = 4) -> Blocks:
@@ -28,7 +29,11 @@ def indices(batch: Batch) -> list[int]:
 
 
 def loader(geometry: BatchGeometry, step: int = 0, num_workers: int = 0) -> TrainLoader:
-    return TrainLoader(MicroBatches(BLOCKS, geometry, seed=3), lambda: step, num_workers)
+    return TrainLoader(
+        MicroBatches(BLOCKS, geometry, partial(block_indices, num_blocks=len(BLOCKS), seed=3)),
+        lambda: step,
+        num_workers,
+    )
 
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
@@ -100,3 +105,21 @@ def test_validation_reads_every_block_once_in_equally_many_batches(
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= max(2, micro_batch_size) and min(sizes) >= 1
     assert list(next(iter(loaders[0]))) == ["input_ids", "shift_labels", "position_ids"]
+
+
+@given(sizes=st.lists(st.integers(3, 20), min_size=1, max_size=4), world_size=st.integers(1, 3))
+def test_validation_on_a_mixture_reads_each_source_in_turns(sizes: list[int], world_size: int) -> None:
+    blocks = numbered_blocks(sum(sizes), length=1)
+    source_of = np.repeat(np.arange(len(sizes)), sizes)
+    loaders = [ValidationLoader(blocks, 2, rank, world_size, sizes) for rank in range(world_size)]
+    batches = [[(batch["source"], indices(batch)) for batch in loader] for loader in loaders]
+    for together in zip(*batches, strict=True):
+        assert len({source for source, _ in together}) == 1, "all ranks are at the same source"
+    read = [(source, index) for own in batches for source, ids in own for index in ids]
+    assert sorted(index for _, index in read) == list(range(sum(sizes)))
+    assert all(source_of[index] == source for source, index in read)
+    # Half of the batches are half of each source's, within one.
+    order = [source for source, _ in batches[0]]
+    for source in range(len(sizes)):
+        number = order.count(source)
+        assert abs(order[: len(order) // 2].count(source) - number / 2) <= 1

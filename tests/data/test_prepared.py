@@ -1,202 +1,92 @@
+"""Opening what was prepared: what is missing or cut is refused before anything is read, what was altered when it is."""
+
 import json
-import sysconfig
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from pathmoe.data.manifest import Manifest
-from pathmoe.data.prepared import Recipe, open_prepared, prepare, split_documents
-from pathmoe.data.sources import Source, read_documents
-from pathmoe.data.tokenizer import fingerprint, load_tokenizer, train_bpe
-
-RECIPE = Recipe(
-    source=Source(source="c-functions", num_documents=200),
-    validation_split=None,
-    validation_fraction=0.1,
-    tokenizer="train-bpe",
-    vocab_size=300,
-    sequence_length=64,
-)
+from pathmoe.data.preparation import prepare
+from pathmoe.data.prepared import open_prepared
+from pathmoe.data.recipe import Recipe
+from pathmoe.data.shards import read_shards
+from pathmoe.data.sources import Source
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of several shards, some of them without a block; not to be written to."""
+    folder = tmp_path_factory.mktemp("prepared")
+    texts = [f"text number {number} " * (number % 11) for number in range(1, 200)]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    recipe = Recipe(
+        source=Source(source=str(folder / "a.jsonl")), validation_split=None, validation_fraction=0.1,
+        tokenizer="train-bpe", vocab_size=280, sequence_length=64, shard_size=3000,
+    )  # fmt: skip
+    (place,) = prepare([recipe], folder / "cache")
+    return place
 
 
-def with_files(folder: Path, texts: list[str]) -> Recipe:
-    for number, text in enumerate(texts):
-        (folder / f"{number:03}.txt").write_text(text)
-    return replace(RECIPE, source=Source(source=str(folder)))
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "copy"))
 
 
-def test_blocks_decode_to_the_documents(cache: Path) -> None:
-    prepared = open_prepared(prepare(RECIPE, cache))
-    splits = split_documents(RECIPE)
-    for blocks, documents in ((prepared.train, splits.train), (prepared.validation, splits.validation)):
-        inputs = blocks.batch(np.arange(len(blocks)))["input_ids"].flatten().tolist()
-        decoded = prepared.tokenizer.decode(inputs)
-        ends = prepared.tokenizer.eos_token
-        assert "".join(f"{ends}{document.text}{ends}" for document in documents()).startswith(decoded)
-        assert len(decoded) > 1000
+def test_shards_are_one_split(folder: Path) -> None:
+    opened = open_prepared(folder)
+    shards = read_shards(folder)
+    assert opened.manifest.train is not None and len(shards) > 10
+    assert min(shard.counts.blocks for shard in shards) == 0
+    for split, blocks in (("train", opened.train), ("validation", opened.validation)):
+        of_split = [shard for shard in shards if shard.split == split]
+        assert len(blocks) == sum(shard.counts.blocks for shard in of_split)
+        assert blocks.num_targets(np.arange(len(blocks))).sum() == sum(shard.counts.targets for shard in of_split)
+    assert opened.manifest.train.blocks == len(opened.train)
 
 
-def test_no_validation_text_is_in_python_stdlib_training_documents() -> None:
-    splits = split_documents(replace(RECIPE, source=Source(), validation_fraction=0.05))
-    train, validation = list(splits.train()), list(splits.validation())
-    assert not {document.group for document in train} & {document.group for document in validation}
-    assert not {document.text for document in train} & {document.text for document in validation}
-    everything = list(read_documents(Source()))
-    # Nothing is lost but copies of validation documents.
-    texts = {document.text for document in validation}
-    assert train == [d for d in everything if d.text not in texts]
-    groups = {document.group for document in validation}
-    assert validation == [d for d in everything if d.group in groups]
-    share = sum(len(d.text.encode()) for d in validation) / sum(len(d.text.encode()) for d in everything)
-    assert 0.04 < share <= 0.05
+def largest(folder: Path) -> Path:
+    return folder / max(read_shards(folder), key=lambda shard: shard.counts.blocks).name
 
 
-def test_a_copy_of_a_validation_text_is_not_trained_on(tmp_path: Path) -> None:
-    files = tmp_path / "files"
-    files.mkdir()
-    recipe = with_files(files, [f"text {number % 20} " * 50 for number in range(60)])
-    splits = split_documents(recipe)
-    train, validation = ({d.text for d in side()} for side in (splits.train, splits.validation))
-    assert validation and not train & validation
-    assert len(train | validation) == 20
+def test_a_missing_shard_is_refused_by_name(folder: Path) -> None:
+    gone = largest(folder)
+    gone.unlink()
+    with pytest.raises(ValueError, match=rf"^{gone} is missing from the prepared data; remove .*pathmoe\.data prepare"):
+        open_prepared(folder)
 
 
-def test_the_tokenizer_is_trained_on_the_train_documents_only(tmp_path: Path) -> None:
-    prepared = open_prepared(prepare(RECIPE, tmp_path))
-    (folder,) = (tmp_path / "tokenizers").iterdir()
-    splits = split_documents(RECIPE)
-    expected = train_bpe((document.text for document in splits.train()), 300)
-    assert fingerprint(prepared.tokenizer) == fingerprint(load_tokenizer(str(folder))) == fingerprint(expected)
-    everything = train_bpe((document.text for document in read_documents(RECIPE.source)), 300)
-    assert fingerprint(prepared.tokenizer) != fingerprint(everything)
+def test_a_shard_that_was_cut_is_refused_by_name(folder: Path) -> None:
+    cut = largest(folder)
+    cut.write_bytes(cut.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=rf"^{cut} has [\d,]+ bytes, not the [\d,]+ prepared; remove the file"):
+        open_prepared(folder)
 
 
-def test_a_second_preparation_writes_nothing(cache: Path) -> None:
-    folder = prepare(RECIPE, cache)
-    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
-    assert prepare(RECIPE, cache) == folder
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+def test_what_is_no_arrow_file_is_refused_by_name(folder: Path) -> None:
+    wrong = largest(folder)
+    wrong.write_bytes(b"x" * wrong.stat().st_size)
+    with pytest.raises(ValueError, match=rf"^{wrong} is no file of prepared data \("):
+        open_prepared(folder)
 
 
-def test_the_cache_is_keyed_by_content(tmp_path: Path) -> None:
-    files, cache = tmp_path / "files", tmp_path / "cache"
-    files.mkdir()
-    recipe = with_files(files, [f"text number {number} " * 40 for number in range(20)])
-    first = prepare(recipe, cache)
-    moved = tmp_path / "moved"
-    files.rename(moved)
-    assert prepare(replace(recipe, source=Source(source=str(moved))), cache) == first
-    (moved / "000.txt").write_text("another text " * 40)
-    assert prepare(replace(recipe, source=Source(source=str(moved))), cache) != first
-    for change in ({"sequence_length": 32}, {"vocab_size": 290}, {"validation_fraction": 0.3}):
-        assert prepare(replace(recipe, source=Source(source=str(moved)), **change), cache) != first
-
-
-def test_the_cache_is_keyed_by_the_groups_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The same texts in the same order: once each a group of its own, once in packages of five.
-    folders = []
-    for name, file in (("alone", "m{0:02}.py"), ("packages", "p{1}/m{0:02}.py")):
-        library = tmp_path / name
-        for number in range(20):
-            path = library / file.format(number, number // 5)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"text number {number} " * 40)
-        monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(library)}.get)
-        folders.append(prepare(replace(RECIPE, source=Source()), tmp_path / "cache"))
-    manifests = [Manifest.read(folder / "manifest.json") for folder in folders]
-    assert [manifest.validation.documents for manifest in manifests] == [2, 5]
-
-
-def test_a_recipe_is_keyed_by_where_its_paths_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = set()
-    for name in ("here", "there"):
-        (tmp_path / name / "tokenizer").mkdir(parents=True)
-        (tmp_path / name / "files").mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        sources: list[str | list[str]] = ["files", "files/*.txt", "a.txt", ["a.txt", "b.txt"]]
-        keys |= {replace(RECIPE, source=Source(source=source)).key for source in sources}
-        keys.add(replace(RECIPE, tokenizer="tokenizer").key)
-    assert len(keys) == 2 * 5
-    names = [Source(source="python-stdlib"), Source(source="c-functions"), Source(source="owner/name")]
-    from_there = [replace(RECIPE, source=source).key for source in names]
-    monkeypatch.chdir(tmp_path)
-    assert [replace(RECIPE, source=source).key for source in names] == from_there, "no matter where"
-
-
-def test_the_manifest_counts_what_is_there(cache: Path) -> None:
-    folder = prepare(RECIPE, cache)
-    prepared = open_prepared(folder)
-    manifest = prepared.manifest
-    assert manifest == Manifest.read(folder / "manifest.json")
-    assert json.loads((folder / "manifest.json").read_text())["train"]["blocks"] == len(prepared.train)
-    assert manifest.train is not None
-    assert manifest.train.documents + manifest.validation.documents <= 200
-    assert manifest.train.tokens == len(prepared.train) * 64 + 1 + manifest.train.dropped_tokens
-    assert manifest.vocab_size == len(prepared.tokenizer) == 300
-    assert manifest.interpreter is None
-    summary = manifest.summary()
-    for part in ("c-functions", f"{manifest.validation.bytes:,} bytes", manifest.train.content_sha256[:12]):
-        assert part in summary
-
-
-@pytest.mark.parametrize(
-    ("texts", "changes", "message"),
-    [
-        (["one document only"], {}, r"holds a single document or group, which cannot be split"),
-        (
-            [" ".join(map(str, range(n, n + 50))) for n in range(9)],
-            {"sequence_length": 200},
-            r"its validation split has",
-        ),
-        (
-            ["short", "text"],
-            {},
-            r"its train split has \d+ tokens, fewer than one block of data\.sequence_length \(64\)",
-        ),
-        (["some", "text"], {"vocab_size": None}, r"data\.vocab_size \(null\) must be a number for data\.tokenizer tr"),
-    ],
-)
-def test_what_cannot_be_prepared_is_refused(tmp_path: Path, texts: list[str], changes: dict, message: str) -> None:
-    files = tmp_path / "files"
-    files.mkdir()
-    recipe = replace(with_files(files, texts), **changes)
-    with pytest.raises(ValueError, match=message):
-        prepare(recipe, tmp_path / "cache")
-    assert not list((tmp_path / "cache").rglob("*.arrow"))
-
-
-def test_a_source_without_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
-    recipe = replace(RECIPE, source=Source(source=str(tmp_path / "a.jsonl")))
-    with pytest.raises(ValueError, match=r"data\.source \(.*a\.jsonl\) holds no text"):
-        prepare(recipe, tmp_path / "cache")
-
-
-def test_another_tokenizer_is_used_as_it_is_and_must_fit(tmp_path: Path) -> None:
-    train_bpe(["some other text"], 270).save_pretrained(str(tmp_path / "tokenizer"))
-    recipe = replace(RECIPE, tokenizer=str(tmp_path / "tokenizer"))
-    prepared = open_prepared(prepare(recipe, tmp_path / "cache"))
-    assert prepared.manifest.vocab_size == len(prepared.tokenizer) <= 270
-    with pytest.raises(ValueError, match=r"more than model\.config\.vocab_size \(200\)"):
-        prepare(replace(recipe, vocab_size=200), tmp_path / "cache")
-
-
-def test_a_named_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    for split, numbers in (("train", range(40)), ("validation", range(30, 50))):
-        rows = [json.dumps({"text": f"text number {number} " * 30}) for number in numbers]
-        (folder / f"{split}.jsonl").write_text("\n".join(rows))
-    splits = split_documents(replace(RECIPE, source=Source(source=str(folder)), validation_split="validation"))
-    train, validation = ([d.text.split()[2] for d in side()] for side in (splits.train, splits.validation))
-    assert train == [str(number) for number in range(30)]
-    assert validation == [str(number) for number in range(30, 50)]
+@pytest.mark.parametrize("column", ["tokens", "document_starts", "num_targets", "crc32"])
+def test_a_flipped_bit_is_refused_by_name_when_its_block_is_read(folder: Path, column: str) -> None:
+    altered = largest(folder)
+    values = pa.ipc.open_stream(altered).read_next_batch().column(column)
+    buffer = (values if column in ("num_targets", "crc32") else values.flatten()).buffers()[1].to_pybytes()
+    content = bytearray(altered.read_bytes())
+    content[content.index(buffer) + 5] ^= 1
+    altered.write_bytes(content)
+    blocks = open_prepared(folder).train
+    refused = []
+    for index in range(len(blocks)):
+        try:
+            blocks.batch(np.array([index]))
+        except ValueError as error:
+            refused.append(str(error))
+    (message,) = refused
+    assert (
+        message.startswith(f"{altered} was altered after it was prepared (block ") and "pathmoe.data prepare" in message
+    )

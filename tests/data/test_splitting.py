@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathmoe.data.document import Document
-from pathmoe.data.splitting import hold_out, survey, without_texts
+from pathmoe.data.splitting import hold_out, join_surveys, measure, without_texts
 
 SIZED_GROUPS = st.lists(st.tuples(st.integers(0, 15), st.integers(1, 1000)), min_size=1, max_size=60)
 
@@ -30,13 +30,23 @@ def test_whole_groups_are_held_out_up_to_the_fraction(documents: list[tuple[int,
 
 def test_survey_hashes_and_measures() -> None:
     documents = [Document("aé", "g"), Document("b", "g"), Document("aé", "h"), Document("c"), Document("c")]
-    found = survey(documents)
+    found = join_surveys([measure(documents)])
     assert found.num_bytes.tolist() == [3, 1, 3, 1, 1]
     assert (found.texts[0], found.groups[0], found.texts[3]) == (found.texts[2], found.groups[1], found.groups[3])
     assert len(np.unique(found.texts)) == 3 and len(np.unique(found.groups)) == 3
     digests = b"".join(hashlib.sha256(document.text.encode()).digest() for document in documents)
     assert found.content_sha256 == hashlib.sha256(digests).hexdigest()
-    assert survey(documents[::-1]).content_sha256 != found.content_sha256
+    assert join_surveys([measure(documents[::-1])]).content_sha256 != found.content_sha256
+
+
+@given(cut=st.integers(0, 5), texts=st.lists(st.text(max_size=5), min_size=5, max_size=5))
+def test_a_survey_of_pieces_is_that_of_the_whole(cut: int, texts: list[str]) -> None:
+    documents = [Document(text, text[:1] or None) for text in texts]
+    whole, pieces = (join_surveys(map(measure, parts)) for parts in ([documents], [documents[:cut], documents[cut:]]))
+    assert pieces.documents_of_pieces == [cut, 5 - cut]
+    for field in ("texts", "groups", "num_bytes"):
+        assert np.array_equal(getattr(pieces, field), getattr(whole, field))
+    assert pieces.content_sha256 == whole.content_sha256
 
 
 def test_copies_of_held_out_texts_leave_training() -> None:

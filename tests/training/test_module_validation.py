@@ -3,6 +3,7 @@
 # Shapes: T tokens, L MoE layers.
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from pathmoe.config import PathMoEConfig
-from pathmoe.data import TokenDataModule
+from pathmoe.data import TokenDataModule, WeightedSource
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.schedule import ScheduleConfig
 
@@ -136,3 +137,29 @@ def test_a_loss_beyond_all_numbers_is_still_reported() -> None:
     metrics, _ = validate(measured, data())
     assert 1e3 < metrics["val/loss"] < math.inf
     assert math.isfinite(metrics["val/perplexity"])
+
+
+def test_each_source_of_a_mixture_has_a_loss_of_its_own(short_documents: Path, texts: Path) -> None:
+    mixture = [WeightedSource(source=str(short_documents), weight=1.0), WeightedSource(source=str(texts), weight=2.0)]
+    blocks = TokenDataModule(
+        mixture=mixture, vocab_size=300, sequence_length=16, validation_fraction=0.3, micro_batch_size=4
+    )
+    measured = module()
+    metrics, _ = validate(measured, blocks)
+    manifest = blocks.manifest
+    assert manifest.mixture is not None
+    first, second = manifest.mixture
+    loss_of_first, _ = directly(measured, blocks, first.validation.blocks)
+    loss, _ = directly(measured, blocks, len(blocks.validation_blocks))
+    assert metrics["val/loss"] == pytest.approx(loss, rel=1e-6)
+    assert metrics[f"val/{first.label}/loss"] == pytest.approx(loss_of_first, rel=1e-6)
+    targets = first.validation.targets, second.validation.targets
+    nats = loss * sum(targets) - loss_of_first * targets[0]
+    assert metrics[f"val/{second.label}/loss"] == pytest.approx(nats / targets[1], rel=1e-5)
+    bytes_per_target = manifest.validation.bytes_per_target
+    assert metrics["val/bits_per_byte"] == pytest.approx(loss / math.log(2) / bytes_per_target, rel=1e-6)
+    # A part of the split has some of each, but where it is a single batch.
+    metrics, _ = validate(measured, blocks, limit_val_batches=8)
+    assert f"val/{first.label}/loss" in metrics and f"val/{second.label}/loss" in metrics
+    metrics, _ = validate(measured, blocks, limit_val_batches=1)
+    assert (f"val/{first.label}/loss" in metrics) != (f"val/{second.label}/loss" in metrics)

@@ -138,7 +138,7 @@ def _texts(data: EvaluatedData, model: EvaluatedModel) -> Iterator[_Text]:
 
 
 def _held_out(source: str, run_data: dict[str, Any] | None) -> Iterator[_Text]:
-    is_of_run = run_data is not None and run_data["source"] == source
+    is_of_run = run_data is not None and run_data["source"] == source and not run_data.get("mixture")
     module = TokenDataModule(**run_data) if run_data is not None and is_of_run else TokenDataModule(source=source)
     for number, document in enumerate(module.held_out_documents(), start=1):
         yield _Text(f"{source}, {document.group or 'document'} {number}", source, document.text)
