@@ -4,6 +4,7 @@ It imports the standard library alone, so that it can be asked often, as a probe
 `python -P pathmoe/training/heartbeat.py RUN --max_age SECONDS`.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 HEARTBEATS = "heartbeat"
 
@@ -108,23 +110,27 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if stale or _missing(heartbeats) else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; usage: {_USAGE}")
+
+
 def _parse(arguments: Sequence[str]) -> tuple[Path, float]:
-    match list(arguments):
-        case [run]:
-            max_age = "inf"
-        case [run, "--max_age", max_age] | ["--max_age", max_age, run]:
-            pass
-        case _:
-            raise ValueError(f"the arguments ({' '.join(arguments)}) must be those of: {_USAGE}")
+    parser = _Parser(usage=_USAGE, description="Where the ranks of a run are.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="The folder of the run.", type=Path)
+    parser.add_argument(
+        "--max_age", metavar="SECONDS", default="inf", help="Exit with 1 where a rank has not got on for longer."
+    )
+    options = parser.parse_args(arguments)
     try:
-        seconds = float(max_age)
+        max_age = float(options.max_age)
     except ValueError:
-        seconds = -1.0
-    if not seconds > 0:
-        raise ValueError(f"--max_age ({max_age}) must be a number of seconds above 0; change it")
-    if not Path(run).is_dir():
-        raise ValueError(f"RUN ({run}) must be the folder of a run; check the path")
-    return Path(run), seconds
+        max_age = -1.0
+    if not max_age > 0:
+        raise ValueError(f"--max_age ({options.max_age}) must be a number of seconds above 0; change it")
+    if not options.run.is_dir():
+        raise ValueError(f"RUN ({options.run}) must be the folder of a run; check the path")
+    return options.run, max_age
 
 
 if __name__ == "__main__":

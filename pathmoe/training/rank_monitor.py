@@ -18,7 +18,7 @@ from pathmoe.training.memory_use import host_memory_bytes, take_device_peaks
 from pathmoe.training.speed import SpeedMonitor
 from pathmoe.training.stopwatch import Stopwatch
 
-_STRAGGLES_FROM = 0.1
+_STRAGGLES_FROM = 0.2
 """Share of a step for which the slowest rank keeps the others before it is named on the terminal; our choice."""
 
 
