@@ -5,6 +5,7 @@ It imports the standard library alone, so that it can be asked often, as a probe
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -67,8 +68,10 @@ def write_heartbeat(run_folder: Path, heartbeat: Heartbeat) -> None:
 
 def read_heartbeats(run_folder: Path) -> list[Heartbeat]:
     """Those of the ranks that have written one, in order."""
-    files = sorted((run_folder / HEARTBEATS).glob("rank-*.json"))
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    contents = []
+    for file in sorted((run_folder / HEARTBEATS).glob("rank-*.json")):
+        with contextlib.suppress(FileNotFoundError):  # another start of the run removes what it finds
+            contents.append(json.loads(file.read_text(encoding="utf-8")))
     return [Heartbeat(**{name: content[name] for name in Heartbeat.__dataclass_fields__}) for content in contents]
 
 

@@ -25,6 +25,11 @@ def pod_command(port: int) -> list[str]:
     return [name + equals + here.get(name, value) for name, equals, value in kept] + TINY
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0
+
+
 def lose(agent: "subprocess.Popen[str]", folder: Path) -> None:
     """What the loss of a node does: its agent and its worker are gone, without a word."""
     workers = [beat.pid for beat in read_heartbeats(folder / RUN) if parent(beat.pid) == agent.pid]
@@ -36,11 +41,13 @@ def lose(agent: "subprocess.Popen[str]", folder: Path) -> None:
 def test_a_run_loses_nothing_to_the_loss_of_either_node(start: Start, folder: Path, undisturbed: Path) -> None:
     with socket.socket() as server:
         server.bind(("localhost", 0))
-        command = pod_command(server.getsockname()[1])
+        port = server.getsockname()[1]
+    command = pod_command(port)
     environment = {
         variable["name"]: variable["value"] for variable in container()["env"] if "TORCH" in variable["name"]
     }
-    first = start(command, **environment)  # where the nodes meet
+    first = start(command, **environment)
+    wait_until(lambda: listens(port), first)  # it is where the nodes meet
     second = start(command, **environment)
     wait_until((folder / RUN / "last.ckpt").exists, first, second)
 

@@ -65,6 +65,7 @@ FLAGS = [
         "model.schedule.warmup_steps (99) and the 2 steps of model.schedule.deca",
     ),
     (["--checkpoint_every_n_steps", "0"], "--checkpoint_every_n_steps (0) must be at least 1; raise it"),
+    (["--peak_tflops", "0"], "--peak_tflops (0.0) must be above 0; give the data sheet's, without sparsity"),
     (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be at least 1; raise it"),
     (["--trainer.strategy", "nope"], "trainer: You selected an invalid strategy name: `strategy='nope'`"),
     (["--trainer.devices", "0"], "trainer: `Trainer(devices="),
