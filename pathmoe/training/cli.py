@@ -38,6 +38,7 @@ from pathmoe.training.provenance import installed_version
 from pathmoe.training.rank_monitor import RankMonitor
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
 from pathmoe.training.save_run import SaveRun
+from pathmoe.training.slurm import slurm_plugins
 from pathmoe.training.speed import SpeedMonitor
 from pathmoe.training.trainer_requirements import check_accelerator, check_callbacks, check_strategy
 from pathmoe.training.validation_figures import table, validation_rows
@@ -173,7 +174,8 @@ class PathMoECLI(LightningCLI):
         given = config.get("callbacks") or []
         check_callbacks([*(given if isinstance(given, list) else [given]), *callbacks])
         plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        given = plugins if isinstance(plugins, list) else [plugins]
+        config["plugins"] = [*given, *slurm_plugins(), AtomicCheckpointIO()]
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
         except ValueError as error:

@@ -4,6 +4,8 @@ It imports the standard library alone, so that it can be asked often, as a probe
 `python -P pathmoe/training/heartbeat.py RUN --max_age SECONDS`.
 """
 
+import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 HEARTBEATS = "heartbeat"
 
@@ -65,8 +68,10 @@ def write_heartbeat(run_folder: Path, heartbeat: Heartbeat) -> None:
 
 def read_heartbeats(run_folder: Path) -> list[Heartbeat]:
     """Those of the ranks that have written one, in order."""
-    files = sorted((run_folder / HEARTBEATS).glob("rank-*.json"))
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    contents = []
+    for file in sorted((run_folder / HEARTBEATS).glob("rank-*.json")):
+        with contextlib.suppress(FileNotFoundError):  # another start of the run removes what it finds
+            contents.append(json.loads(file.read_text(encoding="utf-8")))
     return [Heartbeat(**{name: content[name] for name in Heartbeat.__dataclass_fields__}) for content in contents]
 
 
@@ -108,23 +113,27 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if stale or _missing(heartbeats) else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; usage: {_USAGE}")
+
+
 def _parse(arguments: Sequence[str]) -> tuple[Path, float]:
-    match list(arguments):
-        case [run]:
-            max_age = "inf"
-        case [run, "--max_age", max_age] | ["--max_age", max_age, run]:
-            pass
-        case _:
-            raise ValueError(f"the arguments ({' '.join(arguments)}) must be those of: {_USAGE}")
+    parser = _Parser(usage=_USAGE, description="Where the ranks of a run are.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="The folder of the run.", type=Path)
+    parser.add_argument(
+        "--max_age", metavar="SECONDS", default="inf", help="Exit with 1 where a rank has not got on for longer."
+    )
+    options = parser.parse_args(arguments)
     try:
-        seconds = float(max_age)
+        max_age = float(options.max_age)
     except ValueError:
-        seconds = -1.0
-    if not seconds > 0:
-        raise ValueError(f"--max_age ({max_age}) must be a number of seconds above 0; change it")
-    if not Path(run).is_dir():
-        raise ValueError(f"RUN ({run}) must be the folder of a run; check the path")
-    return Path(run), seconds
+        max_age = -1.0
+    if not max_age > 0:
+        raise ValueError(f"--max_age ({options.max_age}) must be a number of seconds above 0; change it")
+    if not options.run.is_dir():
+        raise ValueError(f"RUN ({options.run}) must be the folder of a run; check the path")
+    return options.run, max_age
 
 
 if __name__ == "__main__":

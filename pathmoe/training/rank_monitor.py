@@ -18,7 +18,7 @@ from pathmoe.training.memory_use import host_memory_bytes, take_device_peaks
 from pathmoe.training.speed import SpeedMonitor
 from pathmoe.training.stopwatch import Stopwatch
 
-_STRAGGLES_FROM = 0.1
+_STRAGGLES_FROM = 0.2
 """Share of a step for which the slowest rank keeps the others before it is named on the terminal; our choice."""
 
 
@@ -85,9 +85,10 @@ class RankMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn who the ranks are; time the optimizer from now on."""
         self._own = Stopwatch(pl_module.device)
-        self._hosts = [socket.gethostname()] * trainer.world_size
-        if trainer.world_size > 1:
-            dist.all_gather_object(self._hosts, socket.gethostname())
+        if trainer.world_size == 1:
+            return
+        self._hosts = [""] * trainer.world_size
+        dist.all_gather_object(self._hosts, socket.gethostname())
         # A member steps once the closure, with its forwards, backwards and what ranks say to each other, is over.
         for member in pl_module.optimizers().optimizer.members:
             self._hooks.append(member.register_step_pre_hook(lambda *_: self._own.start()))
@@ -125,6 +126,8 @@ class RankMonitor(Callback):
         self._data_seconds, self._steps = 0.0, 0
         readings = _of_all_ranks(reading, pl_module)
         figures = rank_figures(readings, self.speed.step_seconds)
+        if trainer.profiler is not self._fetch:
+            del figures["speed/data_wait_share"]
         pl_module.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
         self._name_the_slowest(pl_module, figures)
 

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: while a model trains they wait for the end of the step, otherwise they end the program."""
+"""Ctrl-C, SIGTERM, and SIGUSR1, by which SLURM says that time is short.
+
+While a model trains they wait for the end of the step, otherwise they end the program.
+"""
 
 import os
 import signal
@@ -9,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(SystemExit):
@@ -80,7 +83,8 @@ def _handle(handler: Callable[[int], None]) -> dict[int, Any]:
             handler(signum)
         elif signum == signal.SIGTERM:
             # A fork of this process, such as a worker of a loader, which ends as it would without us. Ctrl-C, which a
-            # terminal sends to all, is left to the first process: until the end of the step it needs its workers.
+            # terminal sends to all, and SIGUSR1, which SLURM does, are left to the first process: until the end of the
+            # step it needs its workers.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 

@@ -73,6 +73,7 @@ FLAGS = [
     (["--dry_run", "--plan.gpu", "h1"], "plan.gpu (h1) must be one of a100-40, a100-80, h100, "),
     (["--dry_run", "--plan.mfu", "40"], "plan.mfu (40.0) must be above 0 and at most 1; set a share such as 0.4"),
     (["--checkpoint_every_n_steps", "0"], "--checkpoint_every_n_steps (0) must be at least 1; raise it"),
+    (["--peak_tflops", "0"], "--peak_tflops (0.0) must be above 0; give the data sheet's, without sparsity"),
     (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches (0) must be at least 1; raise it"),
     (["--trainer.strategy", "nope"], "trainer: You selected an invalid strategy name: `strategy='nope'`"),
     (["--trainer.devices", "0"], "trainer: `Trainer(devices="),

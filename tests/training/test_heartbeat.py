@@ -13,6 +13,7 @@ import pytest
 from pathmoe.training.heartbeat import Heartbeat, heartbeat_file, late_ranks, main, read_heartbeats, write_heartbeat
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pathmoe" / "training" / "heartbeat.py"
+USAGE = "python -m pathmoe.training.heartbeat RUN [--max_age SECONDS]"
 
 
 def beating(rank: int = 0, **fields: object) -> Heartbeat:
@@ -113,11 +114,8 @@ def test_as_a_probe_it_is_a_script_that_imports_nothing_heavy(run: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "the arguments () must be those of: python -m pathmoe.training.heartbeat RUN [--max_age SECONDS]"),
-        (
-            [".", "--age", "3"],
-            "the arguments (. --age 3) must be those of: python -m pathmoe.training.heartbeat RUN [--max_age SECONDS]",
-        ),
+        ([], f"the following arguments are required: RUN; usage: {USAGE}"),
+        ([".", "--age", "3"], f"unrecognized arguments: --age 3; usage: {USAGE}"),
         ([".", "--max_age", "soon"], "--max_age (soon) must be a number of seconds above 0; change it"),
         ([".", "--max_age", "0"], "--max_age (0) must be a number of seconds above 0; change it"),
         ([".", "--max_age", "nan"], "--max_age (nan) must be a number of seconds above 0; change it"),

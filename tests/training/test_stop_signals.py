@@ -13,7 +13,7 @@ from pathmoe.training.errors import with_one_line_errors
 from pathmoe.training.stop_signals import Stopped, StopSignals, stopping_at_once
 
 CommandLine = Callable[..., Any]
-SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 
 
 @SIGNALS
@@ -61,9 +61,10 @@ def test_the_ranks_stop_together(anywhere: bool, signum: int | None) -> None:
     assert StopSignals().received(SimpleNamespace(world_size=2, strategy=strategy)) == signum
 
 
-def test_a_worker_leaves_ctrl_c_to_its_parent_and_ends_by_sigterm() -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_worker_leaves_what_all_get_to_its_parent_and_ends_by_sigterm(signum: int) -> None:
     def work(ready: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signum)
         ready.set()
         signal.pause()
 
