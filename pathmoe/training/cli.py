@@ -164,8 +164,7 @@ class PathMoECLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
             # Hearts begin once the folder is this run's own, and end after others were asked for theirs.
-            callbacks += [LostRank(self.run_folder), Heart(self.run_folder)]
-            callbacks.append(MixtureProgress())
+            callbacks += [LostRank(self.run_folder), Heart(self.run_folder), MixtureProgress()]
         if config.get("enable_progress_bar") is not False:
             callbacks.append(ProgressBar())
         if self.subcommand == "fit":

@@ -191,6 +191,22 @@ def test_the_peak_is_the_one_that_is_given_and_is_nobodys_on_a_cpu(monkeypatch: 
     assert given.logged[0]["train/mfu"] == pytest.approx(30 * flops / (2 * 5e9)), "of both ranks"
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989.4e12), ("NVIDIA B200", 2250e12), ("AMD Instinct MI300X", 1307.4e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 NVL", None),
+    ],
+)  # fmt: skip
+def test_the_peak_of_a_gpu_is_that_of_dense_products(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops_per_second(torch.device("cuda", 0), torch.bfloat16) == peak
+    if name == "NVIDIA H200":
+        assert peak_flops_per_second(torch.device("cuda", 0), torch.float32) is None
+
+
 @pytest.mark.parametrize("peak", [0.0, -1.0])
 def test_a_peak_that_is_none_is_refused(peak: float) -> None:
     with pytest.raises(ValueError, match=rf"^--peak_tflops \({peak}\) must be above 0; give the data sheet's"):

@@ -1,0 +1,24 @@
+"""What the pages in `docs/` name is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TOP_LEVEL = "configs|docs|eval|kernels|pathmoe|tests"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(rf"(?<![\w/.])(?:{TOP_LEVEL})/[\w/.]+\.(?:py|yaml|md|sh|sbatch)\b", text))
+    linked = {str((page.parent / link).resolve().relative_to(ROOT)) for link in re.findall(r"\]\(([\w/.]+)\)", text)}
+    missing = [name for name in sorted(named | linked) if not (ROOT / name).exists()]
+    assert not missing, f"{page.name} names {missing}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES if f"docs/{page.relative_to(ROOT / 'docs')}" not in readme] == []
