@@ -142,13 +142,18 @@ def test_ranks_train_as_one_process(
         assert_same_training(found, one, router)
 
 
-def test_a_run_goes_on_sharded_and_on_one_device(one: Path, tmp_path: Path, short_documents: Path) -> None:
+def test_a_run_goes_on_on_other_numbers_of_ranks_and_other_strategies(
+    one: Path, tmp_path: Path, short_documents: Path
+) -> None:
     router = {"path_b2": ROUTERS["path_b2"]}
-    first = train(tmp_path / "first", short_documents, "fsdp2", 2, steps=2, routers=router)
-    ckpt_path = str(first / "path_b2" / "last.ckpt")
-    for strategy, devices in (("fsdp2", 2), ("auto", 1)):
-        more = train(tmp_path / strategy, short_documents, strategy, devices, ckpt_path=ckpt_path, routers=router)
-        assert_same_training(more, one, "path_b2", steps=STEPS - 2)
+    for start, ends in ((("fsdp2", 4), (("fsdp2", 2), ("ddp", 2), ("auto", 1))), (("auto", 1), (("fsdp2", 2),))):
+        folder = tmp_path / f"from_{start[0]}"
+        first = train(folder, short_documents, *start, steps=2, routers=router)
+        ckpt_path = str(first / "path_b2" / "last.ckpt")
+        for strategy, devices in ends:
+            to = folder / strategy
+            more = train(to, short_documents, strategy, devices, ckpt_path=ckpt_path, routers=router)
+            assert_same_training(more, one, "path_b2", steps=STEPS - 2)
 
 
 def test_mixed_precision_stays_near(one: Path, tmp_path: Path, short_documents: Path) -> None:
@@ -170,6 +175,7 @@ def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path
     line = [
         sys.executable, str(ROOT / "train.py"), "fit", "--config", "tiny", "--config", str(mini), "--config", "fsdp2",
         "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--run_dir", str(tmp_path / "run"),
+        "--checkpoint_async", "true", "--checkpoint_keep_every_n_steps", "3",
     ]  # fmt: skip
     ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
@@ -179,8 +185,15 @@ def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path
     for name, tensor in exported.state_dict().items():
         assert torch.equal(tensor, content["state_dict"][f"model.{name}"]), name
     steps = content["global_step"]
+    assert saved_step(tmp_path / "run" / "step=3.ckpt") == saved_step(tmp_path / "run" / "previous.ckpt") == 3
     more = [*line, "--ckpt_path", "last", "--trainer.max_steps", str(steps + 1)]
     ended = subprocess.run(more, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert saved_step(tmp_path / "run" / "last.ckpt") == steps + 1
     assert saved_step(tmp_path / "run" / "previous.ckpt") == steps
+    names = {path.name for path in (tmp_path / "run").iterdir() if path.is_symlink()}
+    assert names == {"last.ckpt", "previous.ckpt", "best.ckpt", "step=3.ckpt"}
+    (tmp_path / "run" / "last.ckpt" / "__1_0.distcp").write_bytes(b"")
+    ended = subprocess.run([*line, "--ckpt_path", "last"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+    assert "must be a whole checkpoint, but __1_0.distcp was cut or altered (0 bytes, " in ended.stderr
