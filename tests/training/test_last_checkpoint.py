@@ -23,14 +23,9 @@ from pathmoe.training.schedule import ScheduleConfig
 from pathmoe.training.stop_signals import Stopped
 
 SHAPE = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "moe_intermediate_size": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
+    "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 8,
+    "num_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
 
 
 class Count(Callback):
@@ -84,18 +79,12 @@ class Signal(Stop):
 
 
 def fit(
-    folder: Path,
-    every_n_steps: int,
-    max_steps: int,
-    *more: Callback,
-    resume: bool = False,
-    resume_from: str = "last.ckpt",
-    keep_every_n_steps: int | None = None,
-    background: BackgroundSaves | None = None,
-    **options: Any,
+    folder: Path, every_n_steps: int, max_steps: int, *more: Callback, resume: str | bool = False, **options: Any
 ) -> tuple[Count, PathMoEModule]:
     count = Count()
-    last = LastCheckpoint(folder / "last.ckpt", every_n_steps, keep_every_n_steps, background)
+    ways = {name: options.pop(name) for name in ("keep_every_n_steps", "background") if name in options}
+    last = LastCheckpoint(folder / "last.ckpt", every_n_steps, **ways)
+    ckpt_path = folder / ("last.ckpt" if resume is True else resume) if resume else None
     settings = {"limit_val_batches": 0, "num_sanity_val_steps": 1} | options
     trainer = Trainer(
         accelerator="cpu",
@@ -111,7 +100,7 @@ def fit(
     data = TokenDataModule(
         source="c-functions", num_documents=120, vocab_size=300, sequence_length=32, micro_batch_size=2
     )
-    trainer.fit(module, datamodule=data, ckpt_path=folder / resume_from if resume else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return count, module
 
 
@@ -279,7 +268,7 @@ def test_who_goes_on_from_the_one_before_keeps_it_until_there_are_two_again(tmp_
     last.write_bytes(content)
     with pytest.raises(ValueError, match="must be a whole checkpoint, but it was altered"):
         fit(tmp_path / "run", 2, 8, resume=True)
-    fit(tmp_path / "run", 2, 6, resume=True, resume_from="previous.ckpt")
+    fit(tmp_path / "run", 2, 6, resume="previous.ckpt")
     assert steps(tmp_path / "run") == {"last.ckpt": 6, "previous.ckpt": 4}, "the damaged one takes no other's place"
     _, module = fit(tmp_path / "run", 2, 8, resume=True)
     assert steps(tmp_path / "run") == {"last.ckpt": 8, "previous.ckpt": 6}
@@ -296,9 +285,6 @@ class Release(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             self.event.set()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
 
 def test_what_is_written_beside_training_is_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +310,8 @@ def test_what_is_written_beside_training_is_of_its_step(tmp_path: Path, monkeypa
 def test_an_error_beside_training_ends_it_at_the_next_save(
     max_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disk_full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     fit(tmp_path, 2, 2)
-    monkeypatch.setattr("pathmoe.training.checkpoint_io.write_checked", disk_full)
+    monkeypatch.setattr(os, "fsync", _disk_full)
     with pytest.raises(OSError, match="No space left"):
         fit(tmp_path, 2 if max_steps > 3 else 9, max_steps, resume=True, background=BackgroundSaves())
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
@@ -346,13 +329,13 @@ def test_where_training_fails_what_is_being_written_is_finished(
     with pytest.raises(RuntimeError, match="of the training"):
         fit(tmp_path, 4, 6, Fail(), background=BackgroundSaves())
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
-    monkeypatch.setattr(os, "fsync", _refuse)
+    monkeypatch.setattr(os, "fsync", _disk_full)
     with pytest.raises(RuntimeError, match="of the training"):
         fit(tmp_path / "other", 4, 6, Fail(), background=BackgroundSaves())
     assert "the last checkpoint was not written: [Errno 28] No space left" in capsys.readouterr().err
 
 
-def _refuse(_: int) -> None:
+def _disk_full(_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
