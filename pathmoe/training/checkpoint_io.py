@@ -92,7 +92,7 @@ def fill_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def saved_settings(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside tensors; those are not read.
+    """What a checkpoint holds beside weights and optimizer states; a file's are in it too, and read when they are used.
 
     Raises:
         ValueError: see `read_checkpoint`.
