@@ -193,6 +193,15 @@ def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path
     assert saved_step(tmp_path / "run" / "previous.ckpt") == steps
     names = {path.name for path in (tmp_path / "run").iterdir() if path.is_symlink()}
     assert names == {"last.ckpt", "previous.ckpt", "best.ckpt", "step=3.ckpt"}
+    alone = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    tables = []
+    for how in ([], alone):
+        validate = [sys.executable, str(ROOT / "train.py"), "validate", "--ckpt_path", str(tmp_path / "run"), *how]
+        whole_split = ["--trainer.limit_val_batches", "1.0"]
+        ended = subprocess.run([*validate, *whole_split], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        tables.append(ended.stdout[ended.stdout.index("validated ") :])
+    assert tables[0] == tables[1], "on two ranks and on one"
     (tmp_path / "run" / "last.ckpt" / "__1_0.distcp").write_bytes(b"")
     ended = subprocess.run([*line, "--ckpt_path", "last"], cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
