@@ -30,7 +30,7 @@ def write_checked(content: Any, path: Path) -> None:
     """Write what `torch.save` would, and its checksum; on return it is on disk."""
     with path.open("wb") as file:
         summing = _Summing(file)
-        torch.save(content, summing)  # type: ignore[arg-type]  # it calls nothing else
+        torch.save(content, summing)  # type: ignore[arg-type]  # all that it calls is write and flush
         file.seek(-len(_NO_COMMENT), os.SEEK_END)
         file.write(_LENGTH + b"pathmoe crc32 %08x" % summing.crc32)
         file.flush()

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pathmoe.training.checked_file import NotWholeError, check_file, write_checked
 from pathmoe.training.checkpoint_names import SaveOptions, beside, give_names
-from pathmoe.training.sharded_checkpoint import check_folder, is_sharded, read_rest, read_sharded, read_weights
+from pathmoe.training.sharded_checkpoint import (
+    check_folder,
+    check_names,
+    is_sharded,
+    read_rest,
+    read_sharded,
+    read_weights,
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -79,14 +86,13 @@ def fill_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
             read_weights(path.resolve(), weights)
             return
         saved = _without_tensors(path)["state_dict"]
-        if odd := saved.keys() ^ weights.keys():
-            raise KeyError(f"{min(odd)} is in one of model and checkpoint alone")
+        check_names(saved.keys(), weights.keys())
         for name, tensor in weights.items():
             tensor.copy_(saved[name])
 
 
 def saved_settings(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside tensors; those are not read.
+    """What a checkpoint holds beside weights and optimizer states; a file's are in it too, and read when they are used.
 
     Raises:
         ValueError: see `read_checkpoint`.

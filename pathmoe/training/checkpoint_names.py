@@ -46,6 +46,7 @@ def give_names(whole: Path, path: Path, options: SaveOptions) -> None:
     """
     previous, permanent = options.previous, options.permanent
     if whole.is_dir():
+        _sync(whole)
         whole = whole.rename(_numbered(path))
     for name in (previous, permanent):
         if name is not None and _is_folder(name):
@@ -121,7 +122,7 @@ def _remove_nameless(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have the names on disk before what they no longer stand for is removed."""
+    """Have the names in a folder on disk, before something else relies on them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

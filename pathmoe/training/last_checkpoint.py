@@ -16,7 +16,7 @@ from pathmoe.training.stop_signals import Stopped, StopSignals
 
 
 class LastCheckpoint(Checkpoint):
-    """Replaces one file every so many optimizer steps, and after the last one, whatever ends the fit.
+    """Replaces one checkpoint every so many optimizer steps, and after the last one, whatever ends the fit.
 
     A `ModelCheckpoint` would leave out the last steps, or save them once the epoch is over, from where Lightning does
     not go on as it would have. As a `Checkpoint` it runs after all other callbacks, so that their state is in the file.

@@ -5,6 +5,7 @@ Those that Lightning's FSDP strategies write are read too; they have no manifest
 
 import pickle
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlan
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from pathmoe.training.checked_file import NotWholeError
 from pathmoe.training.checkpoint_manifest import MANIFEST_FILE, check_manifest_file, read_manifest
 
 INDEX_FILE = ".metadata"
@@ -100,14 +102,22 @@ def read_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Read the weights alone into tensors of their names, one part of one after the other.
 
     Raises:
-        ValueError: the names are not the checkpoint's.
+        NotWholeError: see `check_names`.
     """
     named = _Reader(folder).read_metadata().state_dict_metadata
     key = next(key for key in _WEIGHTS if any(name.startswith(f"{key}.") for name in named))
-    saved = {name.removeprefix(f"{key}.") for name in named if name.startswith(f"{key}.")}
-    if odd := saved ^ weights.keys():
-        raise ValueError(f"{min(odd)} is in one of model and checkpoint alone")
+    check_names({name.removeprefix(f"{key}.") for name in named if name.startswith(f"{key}.")}, weights.keys())
     _load({key: dict(weights)}, folder, _Planner())
+
+
+def check_names(saved: AbstractSet[str], of_model: AbstractSet[str]) -> None:
+    """Compare the names of a checkpoint's weights with those of its model.
+
+    Raises:
+        NotWholeError: they differ.
+    """
+    if odd := saved ^ of_model:
+        raise NotWholeError(f"its weights and its model.config disagree on {min(odd)}")
 
 
 def read_groups(folder: Path, number: int) -> list[dict[str, Any]]:

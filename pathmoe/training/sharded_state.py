@@ -12,8 +12,10 @@ from lightning.pytorch import LightningModule
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import FileSystemWriter, save
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.utils import _DistWrapper
@@ -61,12 +63,16 @@ def save_state(checkpoint: dict[str, Any], path: Path, options: SaveOptions, gro
     shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
 
     def write(content: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        _write(*content, path, options, _DistWrapper(group, use_dist=True, coordinator_rank=0))
+        _write(*content, path, options, _all(group))
 
     if options.background is None:
         write((shards, checkpoint))
     else:
         options.background.start((shards, checkpoint), write)
+
+
+def _all(group: ProcessGroup) -> _DistWrapper:
+    return _DistWrapper(group, use_dist=True, coordinator_rank=0)
 
 
 def _write(shards: dict[str, Any], rest: dict[str, Any], path: Path, options: SaveOptions, ranks: _DistWrapper) -> None:
@@ -112,12 +118,12 @@ def _sums(folder: Path, rank: int) -> dict[str, FileSum]:
 def load_state(
     path: Path, module: LightningModule, config: PathMoEConfig, optimizers: Sequence[Optimizer], group: ProcessGroup
 ) -> dict[str, Any]:
-    """Load a checkpoint folder, of any number of ranks, into the shards of a module and its optimizers.
+    """Load a checkpoint, a file or a folder of any number of ranks, into the shards of a module and its optimizers.
 
-    Each rank compares a share of the files with the manifest before anything is loaded.
+    It is compared with its checksums before anything is loaded; each rank takes a share of a folder's files.
 
     Args:
-        path: the folder.
+        path: the checkpoint.
         module: sharded.
         config: of its model.
         optimizers: its optimizers; none to validate.
@@ -129,48 +135,68 @@ def load_state(
     Raises:
         OnAllRanksError: it is damaged, or of another architecture or of other optimizers.
     """
-    ranks = _DistWrapper(group, use_dist=True, coordinator_rank=0)
-    # Training elsewhere may give the name to another folder meanwhile.
-    folder = ranks.broadcast("find", path.resolve)
+    load_all = _load_folder if path.is_dir() else _load_file
     try:
-        with naming(path):
-            with cause_raised():
-                ranks.all_gather("check", lambda: check_folder(folder, ranks.rank, ranks.get_world_size()))
-            rest = read_rest(folder)
-            saved_groups = [read_groups(folder, number) for number in range(len(optimizers))]
-        check_architecture(rest.get("pathmoe"), config)
-        for groups, optimizer in zip(saved_groups, optimizers, strict=True):
-            check_groups(groups, optimizer)
-        with naming(path):
-            _load(folder, module, optimizers, group)
+        return load_all(path, module, config, optimizers, group)
     except ValueError as error:
         raise OnAllRanksError(str(error)) from error
+
+
+def _load_folder(
+    path: Path, module: LightningModule, config: PathMoEConfig, optimizers: Sequence[Optimizer], group: ProcessGroup
+) -> dict[str, Any]:
+    ranks = _all(group)
+    # Training elsewhere may give the name to another folder meanwhile.
+    folder = ranks.broadcast("find", path.resolve)
+    with naming(path):
+        with cause_raised():
+            ranks.all_gather("check", lambda: check_folder(folder, ranks.rank, ranks.get_world_size()))
+        rest = read_rest(folder)
+        groups = [read_groups(folder, number) for number in range(len(optimizers))]
+    _check_fit(rest, groups, config, optimizers)
+    with naming(path):
+        weights = get_model_state_dict(module)
+        load({"state_dict": weights}, folder, group)
+        module.load_state_dict(weights)
+        for number, optimizer in enumerate(optimizers):
+            state = get_optimizer_state_dict(module, optimizer)
+            load({f"optimizer_{number}": state}, folder, group)
+            set_optimizer_state_dict(module, optimizer, state)
     return rest
 
 
-def _load(folder: Path, module: LightningModule, optimizers: Sequence[Optimizer], group: ProcessGroup) -> None:
-    weights = get_model_state_dict(module)
-    load({"state_dict": weights}, folder, group)
-    module.load_state_dict(weights)
-    for number, optimizer in enumerate(optimizers):
-        state = get_optimizer_state_dict(module, optimizer)
-        load({f"optimizer_{number}": state}, folder, group)
-        set_optimizer_state_dict(module, optimizer, state)
+def _load_file(
+    path: Path, module: LightningModule, config: PathMoEConfig, optimizers: Sequence[Optimizer], group: ProcessGroup
+) -> dict[str, Any]:
+    """Each rank takes its shards out of the file; Lightning would count parameters in another order than torch does."""
+    with cause_raised():
+        _all(group).broadcast("check", lambda: check_checkpoint(path))
+    content = saved_settings(path)
+    weights, states = content.pop("state_dict"), content.pop("optimizer_states", [])[: len(optimizers)]
+    _check_fit(content, [state["param_groups"] for state in states], config, optimizers)
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(module, weights, options=whole)
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    for optimizer, state in zip(optimizers, states, strict=True):
+        named = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        set_optimizer_state_dict(module, optimizer, _by_name(state, named), options=whole)
+    return content
 
 
-def check_whole_file(path: Path, config: PathMoEConfig, optimizers: Sequence[Optimizer], group: ProcessGroup) -> None:
-    """Check of a checkpoint of one file, before all ranks load it, what `load_state` does of a folder.
+def _by_name(state: dict[str, Any], names: Sequence[list[str]]) -> dict[str, Any]:
+    """An optimizer's state as torch saves it, but with the names of parameters, group by group, for their numbers."""
+    pairs = zip(state["param_groups"], names, strict=True)
+    name_of = {number: name for group, named in pairs for number, name in zip(group["params"], named, strict=True)}
+    groups = [group | {"params": named} for group, named in zip(state["param_groups"], names, strict=True)]
+    return {"state": {name_of[number]: values for number, values in state["state"].items()}, "param_groups": groups}
 
-    Raises:
-        OnAllRanksError: it is damaged, or of another architecture or of other optimizers.
-    """
-    ranks = _DistWrapper(group, use_dist=True, coordinator_rank=0)
-    try:
-        with cause_raised():
-            ranks.broadcast("check", lambda: check_checkpoint(path))
-        content = saved_settings(path)
-        check_architecture(content["pathmoe"], config)
-        for state, optimizer in zip(content.get("optimizer_states", ()), optimizers, strict=False):
-            check_groups(state["param_groups"], optimizer)
-    except ValueError as error:
-        raise OnAllRanksError(str(error)) from error
+
+def _check_fit(
+    rest: Mapping[str, Any],
+    saved_groups: Sequence[list[dict[str, Any]]],
+    config: PathMoEConfig,
+    optimizers: Sequence[Optimizer],
+) -> None:
+    check_architecture(rest.get("pathmoe"), config)
+    for groups, optimizer in zip(saved_groups, optimizers, strict=True):
+        check_groups(groups, optimizer)

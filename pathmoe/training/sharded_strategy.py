@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pathmoe.training.checkpoint_names import SaveOptions
 from pathmoe.training.layout import Layout
-from pathmoe.training.sharded_state import check_whole_file, load_state, save_state
+from pathmoe.training.sharded_state import load_state, save_state
 from pathmoe.training.sharding import EXPERTS
 
 
@@ -91,9 +91,6 @@ class ShardedStrategy(ModelParallelStrategy):
         save_state(checkpoint, path, storage_options or SaveOptions(), self._checkpoint_group)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """See `load_state`; Lightning's own would run code that a folder names. A file is read as Lightning does."""
+        """See `load_state`; Lightning's own would run code that a folder names."""
         path, config = Path(self.broadcast(checkpoint_path)), self.lightning_module.config
-        if path.is_dir():
-            return load_state(path, self.model, config, self.optimizers, self._checkpoint_group)
-        check_whole_file(path, config, self.optimizers, self._checkpoint_group)
-        return super().load_checkpoint(path, weights_only=True)
+        return load_state(path, self.model, config, self.optimizers, self._checkpoint_group)

@@ -27,11 +27,13 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn import Parameter
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.training.background_saves import BackgroundSaves
 from pathmoe.training.checkpoint_io import read_checkpoint
 from pathmoe.training.checkpoint_names import SaveOptions
+from pathmoe.training.errors import OnAllRanksError
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig, build_optimizer
 from pathmoe.training.sharded_state import load_state, save_state
@@ -64,7 +66,10 @@ def on_ranks(num_ranks: int, work: Callable[[int, ProcessGroup], None]) -> list[
 
 
 class Training:
-    """A model with its experts on a mesh of their own, as expert parallelism has them, and its optimizer."""
+    """A model whose experts are sharded as under expert parallelism, on a mesh of their own, and its optimizer.
+
+    Its gradients are random: only what becomes of the state is looked at.
+    """
 
     def __init__(self, shape: dict[str, Any], seed: int) -> None:
         ranks = dist.get_world_size()
@@ -73,9 +78,12 @@ class Training:
         model = self.module.model
         mesh = init_device_mesh("cpu", (ranks,))
         inner = 2 if ranks % 2 == 0 else 1
-        of_experts = init_device_mesh("cpu", (ranks // inner, inner), mesh_dim_names=("replicas", "shards"))
+        of_experts = init_device_mesh("cpu", (ranks // inner, inner), mesh_dim_names=("efsdp", "ep"))
         for layer in model.model.layers:
-            fully_shard(layer.mlp.experts, mesh=of_experts)
+            experts = layer.mlp.experts
+            for name, weight in list(experts.named_parameters()):
+                setattr(experts, name, Parameter(distribute_tensor(weight.detach(), of_experts["ep"], [Shard(0)])))
+            fully_shard(experts, mesh=of_experts["efsdp"])
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         self.optimizer = build_optimizer(model, OptimizerConfig(lr=0.01))
@@ -83,12 +91,11 @@ class Training:
             group["foreach"] = False  # which takes tensors of one mesh only
 
     def step(self, step: int) -> None:
-        generator = torch.Generator().manual_seed(step)
-        input_ids = torch.randint(0, 300, (2, 16), generator=generator)
-        output = self.module.model(input_ids=input_ids, labels=input_ids, use_cache=False)
-        output.loss.backward()
+        torch.manual_seed(100 * step + dist.get_rank())
+        for parameter in self.module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.to_local().normal_()
         self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def checkpoint(self, step: int) -> dict[str, Any]:
         return {
@@ -157,6 +164,18 @@ def fill(folder: Path, shape: dict[str, Any]) -> None:
     assert on_ranks(2, work) == [0, 0]
 
 
+def apart(folder: Path, shape: dict[str, Any]) -> None:
+    """A save of ranks whose disks are not the same."""
+
+    def work(rank: int, group: ProcessGroup) -> None:
+        try:
+            save_state(Training(shape, 0).checkpoint(3), folder / str(rank) / "last.ckpt", SaveOptions(), group)
+        except OnAllRanksError as error:
+            print(error, flush=True)
+
+    assert on_ranks(2, work) == [0, 0]
+
+
 def kill(folder: Path, victim: int) -> None:
     """A save of step 2 over one of step 1, killed on one rank before each thing that it does to the folder in turn."""
 
@@ -202,5 +221,5 @@ def _steps(run: Path) -> list[int]:
 
 if __name__ == "__main__":
     what = json.loads(sys.argv[1])
-    work = {"train": train, "load": load, "fill": fill, "kill": kill}[what.pop("what")]
+    work = {"train": train, "load": load, "fill": fill, "apart": apart, "kill": kill}[what.pop("what")]
     work(Path(what.pop("folder")), **what)

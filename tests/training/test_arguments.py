@@ -104,8 +104,9 @@ def test_last_goes_on_from_the_best_checkpoint_where_it_is_alone() -> None:
 
 
 def test_a_checkpoint_alone_brings_its_settings_and_its_folder() -> None:
-    run_folder = make_run("some", "last.ckpt", "best.ckpt")
-    for ckpt_path, file in ((f"{run_folder}/best.ckpt", "best"), ("best", "best"), ("last", "last")):
+    run_folder = make_run("some", "last.ckpt", "previous.ckpt", "best.ckpt")
+    names = [(name, name) for name in ("last", "previous", "best")]
+    for ckpt_path, file in ((f"{run_folder}/best.ckpt", "best"), *names):
         assert expand(["validate", "--ckpt_path", ckpt_path]) == [
             *["validate", "--config", f"{run_folder}/config.yaml"],
             *["--ckpt_path", f"{run_folder}/{file}.ckpt", "--run_dir", str(run_folder)],

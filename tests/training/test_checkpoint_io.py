@@ -15,7 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, saved_step
+from pathmoe.training.background_saves import BackgroundSaves
+from pathmoe.training.checkpoint_io import (
+    AtomicCheckpointIO,
+    check_checkpoint,
+    fill_weights,
+    read_checkpoint,
+    saved_settings,
+    saved_step,
+)
+from pathmoe.training.checkpoint_names import SaveOptions
 
 CONTENT = {
     "pathmoe": {},
@@ -153,6 +162,44 @@ def test_code_in_a_checkpoint_is_not_run(protocol: int, tmp_path: Path, capfd: p
         with pytest.raises(ValueError, match="must be a whole checkpoint"):
             AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_other_names_are_given_with_it(in_background: bool, tmp_path: Path) -> None:
+    background = BackgroundSaves() if in_background else None
+    for step in (1, 2):
+        names = SaveOptions(tmp_path / "previous.ckpt", tmp_path / f"step={step}.ckpt", background)
+        AtomicCheckpointIO().save_checkpoint(CONTENT | {"step": step}, tmp_path / "last.ckpt", names)
+    if background:
+        background.wait()
+    steps = {path.name: read_checkpoint(path)["step"] for path in tmp_path.iterdir()}
+    assert steps == {"last.ckpt": 2, "previous.ckpt": 1, "step=1.ckpt": 1, "step=2.ckpt": 2}
+
+
+def test_weights_are_read_alone(tmp_path: Path) -> None:
+    path = write(CONTENT, tmp_path / "last.ckpt")
+    weights = {"w": torch.zeros(3, 4, dtype=torch.float64)}
+    fill_weights(path, weights)
+    assert torch.equal(weights["w"], torch.arange(12.0, dtype=torch.float64).view(3, 4))
+    for names in ({}, {"w", "v"}, {"v"}):
+        with pytest.raises(ValueError, match=r"but its weights and its model\.config disagree on [vw];"):
+            fill_weights(path, {name: torch.zeros(3, 4) for name in names})
+
+
+def test_settings_are_read_without_tensors(tmp_path: Path) -> None:
+    content = saved_settings(write(CONTENT, tmp_path / "last.ckpt"))
+    assert {name: content[name] for name in ("step", "name", "rates")} == {"step": 3, "name": "x", "rates": [0.1, None]}
+
+
+def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    path = write(CONTENT, tmp_path / "last.ckpt")
+    content = path.read_bytes()
+    path.write_bytes(content[:-200] + bytes([content[-200] ^ 1]) + content[-199:])
+    for read in (read_checkpoint, check_checkpoint, lambda path: fill_weights(path, {"w": torch.zeros(3, 4)})):
+        with pytest.raises(
+            ValueError, match=r"must be a whole checkpoint, but it was altered \(CRC-32 [0-9a-f]{8} of "
+        ):
+            read(path)
 
 
 def test_the_step_is_read_alone(tmp_path: Path) -> None:

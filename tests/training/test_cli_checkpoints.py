@@ -109,6 +109,39 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(fit: Comm
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == 2
 
 
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_taken(command_line: CommandLine, run_copy: Path) -> None:
+    last = run_copy / "last.ckpt"
+    content = last.read_bytes()
+    last.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    for arguments in (["fit"], ["validate"], ["export", "--out", "exported"]):
+        ended = command_line(*arguments, "--ckpt_path", run_copy)
+        assert ended.status == 2 and "Traceback" not in ended.err
+        message = f"error: --ckpt_path ({last}) must be a whole checkpoint, but it was altered (CRC-32 "
+        assert [line[: len(message)] for line in ended.err.splitlines() if line.startswith("error")] == [message]
+        assert "--ckpt_path previous" in ended.err
+    ended = command_line("fit", "--run_dir", run_copy, "--ckpt_path", "previous")
+    assert (ended.status, ended.err) == (0, "")
+    assert f"goes on from {run_copy / 'previous.ckpt'}" in ended.out
+    (run_copy / "as_it_was.ckpt").write_bytes(content)
+    before, after = (torch.load(run_copy / n, weights_only=True) for n in ("as_it_was.ckpt", "last.ckpt"))
+    assert all(torch.equal(after["state_dict"][name], value) for name, value in before["state_dict"].items())
+    assert step(run_copy / "previous.ckpt") == 2
+
+
+def test_checkpoints_are_kept_for_good_and_written_beside_training(
+    fit: CommandLine, finished_run: Any, tmp_path: Path
+) -> None:
+    flags = ["--checkpoint_async", "true", "--checkpoint_keep_every_n_steps", "3"]
+    ended = fit("--run_dir", "run", *flags, "--trainer.callbacks", "null")
+    assert (ended.status, ended.err) == (0, "")
+    steps = {path.name: step(path) for path in (tmp_path / "run").glob("*.ckpt")}
+    assert steps | {"best.ckpt": 0} == {"last.ckpt": 4, "previous.ckpt": 3, "step=3.ckpt": 3, "best.ckpt": 0}
+    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (tmp_path / "run", finished_run.folder))
+    assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
+    best = torch.load(finished_run.folder / "best.ckpt", weights_only=True)
+    assert step(tmp_path / "run" / "best.ckpt") == best["global_step"]
+
+
 def test_flags_win_over_saved_settings_when_a_run_goes_on(command_line: CommandLine, run_copy: Path) -> None:
     before = yaml.safe_load((run_copy / "config.yaml").read_text())
     flags = ["--trainer.max_steps", "6", "--model.optimizer.lr", "0.007", "--checkpoint_every_n_steps", "5"]

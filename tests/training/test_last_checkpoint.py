@@ -1,16 +1,21 @@
 """When the last checkpoint is written, and what it holds."""
 
+import os
 import signal
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from torch.utils._pytree import tree_flatten
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
+from pathmoe.training.background_saves import BackgroundSaves
+from pathmoe.training.checked_file import write_checked
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, saved_step
 from pathmoe.training.last_checkpoint import LastCheckpoint, last_good_checkpoint
 from pathmoe.training.module import PathMoEModule
@@ -18,14 +23,9 @@ from pathmoe.training.schedule import ScheduleConfig
 from pathmoe.training.stop_signals import Stopped
 
 SHAPE = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "moe_intermediate_size": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
+    "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 8,
+    "num_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
 
 
 class Count(Callback):
@@ -79,10 +79,12 @@ class Signal(Stop):
 
 
 def fit(
-    folder: Path, every_n_steps: int, max_steps: int, *more: Callback, resume: bool = False, **options: Any
+    folder: Path, every_n_steps: int, max_steps: int, *more: Callback, resume: str | bool = False, **options: Any
 ) -> tuple[Count, PathMoEModule]:
     count = Count()
-    last = LastCheckpoint(folder / "last.ckpt", every_n_steps)
+    ways = {name: options.pop(name) for name in ("keep_every_n_steps", "background") if name in options}
+    last = LastCheckpoint(folder / "last.ckpt", every_n_steps, **ways)
+    ckpt_path = folder / ("last.ckpt" if resume is True else resume) if resume else None
     settings = {"limit_val_batches": 0, "num_sanity_val_steps": 1} | options
     trainer = Trainer(
         accelerator="cpu",
@@ -98,7 +100,7 @@ def fit(
     data = TokenDataModule(
         source="c-functions", num_documents=120, vocab_size=300, sequence_length=32, micro_batch_size=2
     )
-    trainer.fit(module, datamodule=data, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return count, module
 
 
@@ -240,6 +242,101 @@ def test_no_checkpoint_follows_a_validation_that_is_not_at_its_step(tmp_path: Pa
 def test_an_interval_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--checkpoint_every_n_steps \(0\) must be at least 1"):
         LastCheckpoint(tmp_path / "last.ckpt", 0)
+    with pytest.raises(ValueError, match=r"^--checkpoint_keep_every_n_steps \(-1\) must be at least 1"):
+        LastCheckpoint(tmp_path / "last.ckpt", 1, -1)
+
+
+def steps(folder: Path) -> dict[str, int]:
+    return {path.name: saved_step(path) for path in folder.iterdir()}
+
+
+def test_the_one_before_is_kept_and_those_of_every_so_many_steps(tmp_path: Path) -> None:
+    count, _ = fit(tmp_path, 3, 8, keep_every_n_steps=4)
+    assert [step for step, _ in count.written] == [3, 4, 6, 8]
+    assert steps(tmp_path) == {"last.ckpt": 8, "previous.ckpt": 6, "step=4.ckpt": 4, "step=8.ckpt": 8}
+    # Those that are there stay, whatever is kept from here on.
+    fit(tmp_path, 3, 10, resume=True)
+    assert steps(tmp_path) == {"last.ckpt": 10, "previous.ckpt": 9, "step=4.ckpt": 4, "step=8.ckpt": 8}
+
+
+def test_who_goes_on_from_the_one_before_keeps_it_until_there_are_two_again(tmp_path: Path) -> None:
+    _, whole = fit(tmp_path / "whole", 2, 8)
+    fit(tmp_path / "run", 2, 6)
+    last = tmp_path / "run" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    with pytest.raises(ValueError, match="must be a whole checkpoint, but it was altered"):
+        fit(tmp_path / "run", 2, 8, resume=True)
+    fit(tmp_path / "run", 2, 6, resume="previous.ckpt")
+    assert steps(tmp_path / "run") == {"last.ckpt": 6, "previous.ckpt": 4}, "the damaged one takes no other's place"
+    _, module = fit(tmp_path / "run", 2, 8, resume=True)
+    assert steps(tmp_path / "run") == {"last.ckpt": 8, "previous.ckpt": 6}
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+class Release(Callback):
+    """Lets a save that waits for it go on once training has got to a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.event = Event()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.event.set()
+
+
+def test_what_is_written_beside_training_is_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Release(5)
+    fit(tmp_path / "sync", 3, 6, Release(5))
+
+    def wait_and_write(content: Any, path: Path) -> None:
+        assert release.event.wait(60)
+        write_checked(content, path)
+
+    monkeypatch.setattr("pathmoe.training.checkpoint_io.write_checked", wait_and_write)
+    fit(tmp_path / "async", 3, 6, release, background=BackgroundSaves())
+    for name, step in (("previous.ckpt", 3), ("last.ckpt", 6)):
+        found, expected = (read_checkpoint(tmp_path / kind / name) for kind in ("async", "sync"))
+        assert found["global_step"] == step
+        ours, theirs = tree_flatten(found), tree_flatten(expected)
+        assert ours[1] == theirs[1]
+        for one, other in zip(ours[0], theirs[0], strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("max_steps", [3, 5])
+def test_an_error_beside_training_ends_it_at_the_next_save(
+    max_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path, 2, 2)
+    monkeypatch.setattr(os, "fsync", _disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        fit(tmp_path, 2 if max_steps > 3 else 9, max_steps, resume=True, background=BackgroundSaves())
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+
+
+class Fail(Callback):
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("of the training")
+
+
+def test_where_training_fails_what_is_being_written_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match="of the training"):
+        fit(tmp_path, 4, 6, Fail(), background=BackgroundSaves())
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
+    monkeypatch.setattr(os, "fsync", _disk_full)
+    with pytest.raises(RuntimeError, match="of the training"):
+        fit(tmp_path / "other", 4, 6, Fail(), background=BackgroundSaves())
+    assert "the last checkpoint was not written: [Errno 28] No space left" in capsys.readouterr().err
+
+
+def _disk_full(_: int) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_the_last_good_checkpoint_is_named_once_it_is_there(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_newest_run_is_the_one_whose_checkpoint_was_written_last(runs: Path,
     assert newest_run_folder("best", runs) == runs / "new"
     (runs / "new" / "last.ckpt").unlink()
     assert newest_run_folder(runs=runs) == runs / "new"
-    for name in ("last", "best"):
+    for name in ("last", "previous", "best"):
         message = rf"--ckpt_path \({name}\) must name a run, but .* holds no \*/{name}\.ckpt; train first"
         with pytest.raises(ValueError, match=message):
             newest_run_folder(name, tmp_path / "nowhere")
@@ -97,6 +97,8 @@ def test_what_a_checkpoint_may_be_called(runs: Path, monkeypatch: pytest.MonkeyP
     run = runs / "old"
     assert resolve_checkpoint("last", run) == run / "last.ckpt"
     assert resolve_checkpoint("best", run) == run / "best.ckpt"
+    (run / "previous.ckpt").touch()
+    assert resolve_checkpoint("previous", run) == run / "previous.ckpt"
     assert resolve_checkpoint(str(run), None) == run / "last.ckpt"
     assert resolve_checkpoint(str(run / "best.ckpt"), runs / "new") == run / "best.ckpt"
     monkeypatch.chdir(runs.parent)
@@ -113,13 +115,21 @@ def test_the_best_checkpoint_is_the_last_where_it_is_alone(runs: Path) -> None:
     assert resolve_checkpoint(str(run), None) == run / "best.ckpt"
 
 
+def test_the_one_before_is_the_last_where_that_is_gone(runs: Path) -> None:
+    run = runs / "old"
+    (run / "previous.ckpt").touch()
+    (run / "last.ckpt").unlink()
+    for ckpt_path in ("last", "previous", str(run)):
+        assert resolve_checkpoint(ckpt_path, run) == run / "previous.ckpt"
+
+
 def test_a_sharded_checkpoint_is_a_folder(runs: Path) -> None:
     (runs / "sharded" / "last.ckpt").mkdir(parents=True)
     assert resolve_checkpoint(str(runs / "sharded"), None) == runs / "sharded" / "last.ckpt"
     assert resolve_checkpoint(str(runs / "sharded" / "last.ckpt"), None) == runs / "sharded" / "last.ckpt"
 
 
-@pytest.mark.parametrize("ckpt_path", ["last", "best", "{}/started", "{}/no.ckpt"])
+@pytest.mark.parametrize("ckpt_path", ["last", "previous", "best", "{}/started", "{}/no.ckpt"])
 def test_a_checkpoint_that_is_not_there(ckpt_path: str, runs: Path) -> None:
     with pytest.raises(ValueError, match=rf"^--ckpt_path \({runs}/.*\.ckpt\) must be an existing checkpoint"):
         resolve_checkpoint(ckpt_path.format(runs), runs / "started")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from pathmoe.training.checkpoint_io import read_checkpoint, saved_step
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, saved_step
 from pathmoe.training.checkpoint_manifest import MANIFEST_FILE
 
-# Five experts do not divide by two ranks, and embeddings are tied.
+# Embeddings are tied, and groups of parameters lie across the model.
 SHAPE = {
     "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 8,
-    "num_experts": 5, "num_experts_per_tok": 2, "layers_per_router": None, "router_rank": 2,
+    "num_experts": 4, "num_experts_per_tok": 2, "layers_per_router": None, "router_rank": 2,
     "router_bias_update_rate": 0.1, "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert_equal(found[key], value)
-    elif isinstance(expected, list):
+    elif isinstance(expected, list | tuple):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert_equal(one, other)
@@ -92,6 +92,15 @@ def test_its_manifest_says_what_it_is(trained: Path) -> None:
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_any_number_of_ranks_loads_it(num_ranks: int, copy: Path) -> None:
     ranks("load", copy, shape=SHAPE, num_ranks=num_ranks, checkpoint="sync.ckpt")
+    found, expected = (torch.load(copy / f, weights_only=True) for f in (f"loaded_{num_ranks}.pt", "whole.pt"))
+    assert_equal(list(found), list(expected))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_they_load_a_file_of_one_process(num_ranks: int, copy: Path) -> None:
+    # As an optimizer of one process numbers its parameters: group by group.
+    AtomicCheckpointIO().save_checkpoint(read_checkpoint(copy / "sync.ckpt"), copy / "file.ckpt")
+    ranks("load", copy, shape=SHAPE, num_ranks=num_ranks, checkpoint="file.ckpt")
     found, expected = (torch.load(copy / f, weights_only=True) for f in (f"loaded_{num_ranks}.pt", "whole.pt"))
     assert_equal(list(found), list(expected))
 
@@ -138,7 +147,7 @@ def test_another_architecture_is_refused_before_anything_is_loaded(copy: Path) -
         assert (
             (copy / f"error_{rank}")
             .read_text()
-            .startswith("OnAllRanksError: model.config.num_experts (6) must be the checkpoint's (5)")
+            .startswith("OnAllRanksError: model.config.num_experts (6) must be the checkpoint's (4)")
         )
 
 
@@ -150,6 +159,14 @@ def test_without_room_the_checkpoint_stays_and_all_ranks_say_why(copy: Path) -> 
     assert (copy / "sync.ckpt").resolve() == before
     read_checkpoint(copy / "sync.ckpt")
     assert not (copy / ".sync.ckpt.partial").exists(), "the room that it took is given back"
+
+
+def test_ranks_must_share_a_disk(tmp_path: Path) -> None:
+    messages = ranks("apart", tmp_path, shape=SHAPE).splitlines()
+    problem = "__1_0.distcp of another node is not there, as it must lie on a disk that all share"
+    assert len(messages) == 2
+    assert all(f"last.ckpt can't be replaced ({problem}) and is as it was" in message for message in messages)
+    assert not (tmp_path / "0" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("victim", [0, 1])

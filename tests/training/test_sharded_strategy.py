@@ -154,14 +154,20 @@ def test_ranks_train_as_one_process(
         print(f"{strategy} on {devices}, {router}: {assert_same_training(found, one, router):.1e}")
 
 
-@pytest.mark.parametrize(("strategy", "devices"), [("fsdp2", 2), ("ep_fsdp2", 4)])
-def test_a_run_goes_on_with_other_shards_and_with_none(
-    one: Path, tmp_path: Path, short_documents: Path, strategy: str, devices: int
+@pytest.mark.parametrize(
+    ("start", "ends"),
+    [
+        (("fsdp2", 4), [("ep_fsdp2", 2), ("ddp", 1)]), (("ep_fsdp2", 4), [("fsdp2", 2), ("auto", 1)]),
+        (("auto", 1), [("ep_fsdp2", 2)]),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_on_other_numbers_of_ranks_and_with_other_strategies(
+    one: Path, tmp_path: Path, short_documents: Path, start: tuple[str, int], ends: list[tuple[str, int]]
 ) -> None:
     router = {"path_b2": ROUTERS["path_b2"]}
-    first = train(tmp_path / "first", short_documents, strategy, devices, steps=2, routers=router)
+    first = train(tmp_path / "first", short_documents, *start, steps=2, routers=router)
     ckpt_path = str(first / "path_b2" / "last.ckpt")
-    for strategy, devices in (("fsdp2", 2), ("ep_fsdp2", 2), ("auto", 1)):
+    for strategy, devices in ends:
         more = train(tmp_path / strategy, short_documents, strategy, devices, ckpt_path=ckpt_path, routers=router)
         assert_same_training(more, one, "path_b2", steps=STEPS - 2)
 
@@ -195,6 +201,7 @@ def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path
     line = [
         sys.executable, str(ROOT / "train.py"), "fit", "--config", "tiny", "--config", str(mini), "--config", "fsdp2",
         "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--run_dir", str(tmp_path / "run"),
+        "--checkpoint_async", "true", "--checkpoint_keep_every_n_steps", "3",
     ]  # fmt: skip
     ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
@@ -204,8 +211,24 @@ def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path
     for name, tensor in exported.state_dict().items():
         assert torch.equal(tensor, content["state_dict"][f"model.{name}"]), name
     steps = content["global_step"]
+    assert saved_step(tmp_path / "run" / "step=3.ckpt") == saved_step(tmp_path / "run" / "previous.ckpt") == 3
     more = [*line, "--ckpt_path", "last", "--trainer.max_steps", str(steps + 1)]
     ended = subprocess.run(more, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert saved_step(tmp_path / "run" / "last.ckpt") == steps + 1
     assert saved_step(tmp_path / "run" / "previous.ckpt") == steps
+    names = {path.name for path in (tmp_path / "run").iterdir() if path.is_symlink()}
+    assert names == {"last.ckpt", "previous.ckpt", "best.ckpt", "step=3.ckpt"}
+    alone = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    tables = []
+    for how in ([], alone):
+        validate = [sys.executable, str(ROOT / "train.py"), "validate", "--ckpt_path", str(tmp_path / "run"), *how]
+        whole_split = ["--trainer.limit_val_batches", "1.0"]
+        ended = subprocess.run([*validate, *whole_split], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        tables.append(ended.stdout[ended.stdout.index("validated ") :])
+    assert tables[0] == tables[1], "on two ranks and on one"
+    (tmp_path / "run" / "last.ckpt" / "__1_0.distcp").write_bytes(b"")
+    ended = subprocess.run([*line, "--ckpt_path", "last"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+    assert "must be a whole checkpoint, but __1_0.distcp was cut or altered (0 bytes, " in ended.stderr

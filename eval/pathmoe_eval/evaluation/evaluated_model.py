@@ -17,7 +17,14 @@ import pathmoe  # noqa: F401  # makes our models known to transformers
 from pathmoe.data.hub import go_offline_without_hub, looks_like_path
 from pathmoe.training.config_files import read_yaml
 from pathmoe.training.export import EXPORT_MARK, load_model
-from pathmoe.training.run_folder import CONFIG_FILE, has_checkpoint, resolve_checkpoint, saved_config, saved_tokenizer
+from pathmoe.training.run_folder import (
+    CHECKPOINT_NAMES,
+    CONFIG_FILE,
+    has_checkpoint,
+    resolve_checkpoint,
+    saved_config,
+    saved_tokenizer,
+)
 from pathmoe.training.sharded_checkpoint import is_sharded
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -65,8 +72,8 @@ def open_model(name: str, dtype: DType = "auto", device: str = "auto") -> Evalua
     """Open a model and its tokenizer for evaluation; no code that comes with it is run.
 
     Args:
-        name: `last` or `best` (of the newest run), a run folder, a checkpoint of ours, a transformers model folder (an
-            export of ours is one), or a name on the Hugging Face hub.
+        name: `last`, `previous` or `best` (of the newest run), a run folder, a checkpoint of ours, a transformers model
+            folder (an export of ours is one), or a name on the Hugging Face hub.
         dtype: of the parameters; `auto` keeps that of the checkpoint.
         device: as torch names it; `auto` is cuda where there is one, else cpu.
 
@@ -76,8 +83,8 @@ def open_model(name: str, dtype: DType = "auto", device: str = "auto") -> Evalua
     """
     target = _device(device)
     path = Path(name).expanduser()
-    if name in ("last", "best") or path.is_file() or _is_run(path):
-        opened = _open_checkpoint(name if name in ("last", "best") else str(path), dtype)
+    if name in CHECKPOINT_NAMES or path.is_file() or _is_run(path):
+        opened = _open_checkpoint(name if name in CHECKPOINT_NAMES else str(path), dtype)
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(

@@ -58,6 +58,8 @@ def test_a_run_is_opened_by_its_folder_its_checkpoint_its_export_and_last(
         assert opened.context_length == 32
     assert open_model("last").name == "runs/first/last.ckpt"
     assert open_model("best").name == "runs/first/best.ckpt"
+    shutil.copy(run / "last.ckpt", run / "previous.ckpt")
+    assert open_model("previous").name == "runs/first/previous.ckpt"
 
 
 def test_a_checkpoint_and_its_export_are_one_model_by_their_weights(run: Path) -> None:
