@@ -71,17 +71,8 @@ def test_help_of_a_subcommand(name: str, options: list[str], command_line: Comma
 def test_a_run_leaves_what_is_needed_to_go_on_and_to_judge(finished_run: Any, mini: Path) -> None:
     folder, out = finished_run
     assert {path.name for path in folder.iterdir()} == {
-        *[
-            "best.ckpt",
-            "last.ckpt",
-            "previous.ckpt",
-            "config.yaml",
-            "provenance.json",
-            "tokenizer",
-            "csv",
-            "export",
-            "summary.json",
-        ]
+        *["best.ckpt", "last.ckpt", "previous.ckpt", "config.yaml", "provenance.json", "tokenizer", "csv", "export"],
+        *["summary.json", "heartbeat"],
     }
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     given = yaml.safe_load(mini.read_text())

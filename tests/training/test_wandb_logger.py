@@ -52,9 +52,10 @@ def test_all_starts_of_a_run_are_one_run_and_ranks_are_a_group(mini: Path, tmp_p
             *("--run_dir", "runs/named", "--ckpt_path", "last", "--trainer.max_steps", str(max_steps)),
         ]
         paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "eval")])
-        # The configuration alone keeps it offline.
+        # The configuration alone keeps it offline; and it shall not find the service of a test in this process.
         environment = os.environ | {"PYTHONPATH": paths, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-        environment.pop("WANDB_MODE", None)
+        for name in ("WANDB_MODE", "WANDB_SERVICE"):
+            environment.pop(name, None)
         ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
 
