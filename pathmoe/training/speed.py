@@ -14,7 +14,6 @@ from pathmoe.counts import flops_per_token
 from pathmoe.training.gpus import GPUS
 from pathmoe.training.memory_use import peak_memory_bytes
 
-
 # Of these Lightning's table knows nothing, or figures with sparsity, which are twice as high.
 _OURS = ("h200", "b200", "mi300x", "mi325x")
 

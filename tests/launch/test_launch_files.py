@@ -2,10 +2,11 @@
 
 import os
 import shlex
-import shutil
 import signal
 import stat
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ from tests.launch.conftest import ROOT
 
 FOLDER = ROOT / "docs" / "launch"
 SCRIPTS = ("one_node.sh", "slurm.sbatch")
+
+
+def tool(name: str) -> str:
+    """A program that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def by_kind() -> dict[str, list[dict[str, Any]]]:
@@ -46,17 +52,15 @@ def test_scripts_are_bash(name: str) -> None:
     assert "\nset -euo pipefail\n" in (FOLDER / name).read_text()
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shellcheck_has_nothing_to_say(name: str) -> None:
-    found = subprocess.run(["shellcheck", str(FOLDER / name)], capture_output=True, text=True)
+    found = subprocess.run([tool("shellcheck"), str(FOLDER / name)], capture_output=True, text=True)
     assert found.stdout == ""
 
 
-@pytest.mark.skipif(shutil.which("kubernetes-validate") is None, reason="no kubernetes-validate")
 def test_the_kubernetes_objects_are_as_their_schemas_say() -> None:
     file = str(FOLDER / "kubernetes.yaml")
-    found = subprocess.run(["kubernetes-validate", "--strict", file], capture_output=True, text=True)
+    found = subprocess.run([tool("kubernetes-validate"), "--strict", file], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
 
