@@ -19,7 +19,7 @@ from typing import NoReturn
 HEARTBEATS = "heartbeat"
 
 _SECONDS_TO_LIVE = 10.0
-"""A process that has written nothing for so long, while others have, is gone; our choice: clocks of hosts differ."""
+"""A process that has written nothing for so long, while others have, is gone or stopped: our choice, clocks differ."""
 
 _USAGE = "python -m pathmoe.training.heartbeat RUN [--max_age SECONDS]"
 
@@ -86,7 +86,7 @@ def late_ranks(run_folder: Path) -> list[str]:
     lines = []
     for heartbeat in heartbeats:
         if newest - heartbeat.alive_unix_time > _SECONDS_TO_LIVE and heartbeat.phase != "ended":
-            lines.append(f"{heartbeat.line(now)}, gone")
+            lines.append(f"{heartbeat.line(now)}, gone or stopped")
         elif heartbeat.beat < furthest or heartbeat.phase == "ended":
             lines.append(heartbeat.line(now))
     return lines + [f"rank {rank}: no heartbeat" for rank in _missing(heartbeats)]

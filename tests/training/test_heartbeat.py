@@ -72,7 +72,7 @@ def test_a_process_that_was_killed_is_gone_though_it_had_got_as_far_as_the_other
     now = time.time()
     killed = beating(2, unix_time=now - 30, alive_unix_time=now - 30, step_seconds=None)
     write(run, beating(0, unix_time=now - 30), beating(1, unix_time=now - 30), killed)
-    assert late_ranks(run) == ["rank 2 on node2 (pid 102): step 7, forward for 30 s, gone"]
+    assert late_ranks(run) == ["rank 2 on node2 (pid 102): step 7, forward for 30 s, gone or stopped"]
 
 
 def test_a_rank_that_has_not_begun_is_late(run: Path) -> None:
