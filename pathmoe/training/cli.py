@@ -37,6 +37,7 @@ from pathmoe.training.progress import ProgressBar
 from pathmoe.training.provenance import installed_version
 from pathmoe.training.rank_monitor import RankMonitor
 from pathmoe.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, refuse_another_run
+from pathmoe.training.same_start import SameStart
 from pathmoe.training.save_run import SaveRun
 from pathmoe.training.slurm import slurm_plugins
 from pathmoe.training.speed import SpeedMonitor
@@ -90,7 +91,7 @@ class PathMoECLI(LightningCLI):
             "--peak_tflops",
             type=float | None,
             default=None,
-            help="What one device does at most in the run's precision, dense; for utilisation where it is not known.",
+            help="What one device does at most in the run's precision, in dense products: for utilisation and plans.",
         )
         parser.add_argument(
             "--validate_every_n_steps",
@@ -160,7 +161,7 @@ class PathMoECLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list) -> Trainer:
         speed = SpeedMonitor(self._get(self.config, "peak_tflops"))
-        callbacks = [*callbacks, speed, RankMonitor(speed)]
+        callbacks = [*callbacks, SameStart(), speed, RankMonitor(speed)]
         if self.subcommand == "fit":
             callbacks.append(SaveRun(self.run_folder, self._saved, self._get(self.config, "config") or ()))
             # Hearts begin once the folder is this run's own, and end after others were asked for theirs.

@@ -14,6 +14,7 @@ from pathmoe.data.order import BatchGeometry
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.training.fitting import check_fits
 from pathmoe.training.gpu_memory import TrainingShape, gpu_memory
+from pathmoe.training.gpus import check_peak_tflops
 from pathmoe.training.micro_batches import settled_trainer_settings
 from pathmoe.training.model_requirements import (
     check_attention_runs,
@@ -59,7 +60,7 @@ def dry_run_report(resolved: Mapping[str, Any], plan: PlanConfig = PlanConfig())
         *_model_rows(shape),
         *_batch_rows(shape, geometry),
         *_memory_rows(shape, plan),
-        *_time_rows(shape, geometry, resolved["trainer"]["max_steps"], plan),
+        *_time_rows(shape, geometry, resolved["trainer"]["max_steps"], plan, resolved.get("peak_tflops")),
     ]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
@@ -146,12 +147,15 @@ def _memory_rows(shape: TrainingShape, plan: PlanConfig) -> Rows:
     return rows
 
 
-def _time_rows(shape: TrainingShape, geometry: BatchGeometry, steps: int, plan: PlanConfig) -> Rows:
-    """Time of the whole run; none where no GPU is named, or steps do not bound the run."""
-    peak = plan.peak_flops_per_second(shape.precision)
+def _time_rows(
+    shape: TrainingShape, geometry: BatchGeometry, steps: int, plan: PlanConfig, peak_tflops: float | None
+) -> Rows:
+    """Time of the whole run; none where no rate is known, or steps do not bound the run."""
+    check_peak_tflops(peak_tflops)
+    peak = peak_tflops * 1e12 if peak_tflops else plan.peak_flops_per_second(shape.precision)
     if peak is None or steps < 1:
         unknown = plan.gpu is not None and peak is None
-        return [("time of the run", "needs plan.peak_tflops, as that of plan.gpu is in bf16")] if unknown else []
+        return [("time of the run", "needs peak_tflops, as that of plan.gpu is in bf16")] if unknown else []
     num_gpus, tokens = geometry.world_size, steps * geometry.global_batch_size * shape.sequence_length
     training = flops_per_token(shape.config, shape.sequence_length).training
     run = duration(tokens, training, num_gpus, peak, plan.mfu)

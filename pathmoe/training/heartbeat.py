@@ -18,9 +18,6 @@ from typing import NoReturn
 
 HEARTBEATS = "heartbeat"
 
-_SECONDS_TO_LIVE = 10.0
-"""A process that has written nothing for so long, while others have, is gone or stopped: our choice, clocks differ."""
-
 _USAGE = "python -m pathmoe.training.heartbeat RUN [--max_age SECONDS]"
 
 
@@ -67,29 +64,38 @@ def write_heartbeat(run_folder: Path, heartbeat: Heartbeat) -> None:
 
 
 def read_heartbeats(run_folder: Path) -> list[Heartbeat]:
-    """Those of the ranks that have written one, in order."""
-    contents = []
+    """Those of the ranks that have written one that can be read, in order."""
+    heartbeats = []
     for file in sorted((run_folder / HEARTBEATS).glob("rank-*.json")):
-        with contextlib.suppress(FileNotFoundError):  # another start of the run removes what it finds
-            contents.append(json.loads(file.read_text(encoding="utf-8")))
-    return [Heartbeat(**{name: content[name] for name in Heartbeat.__dataclass_fields__}) for content in contents]
+        # Another start of the run removes what it finds, and a machine that fails leaves empty files.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            heartbeats.append(Heartbeat(**{name: content[name] for name in Heartbeat.__dataclass_fields__}))
+    return heartbeats
 
 
-def late_ranks(run_folder: Path) -> list[str]:
-    """One line for each rank that is behind the others, has ended or is gone: for the error of who waits for it.
+def late_ranks(run_folder: Path, seconds: float = 3.0) -> list[str]:
+    """One line for each rank that others wait for: for the error of one of these.
 
-    Empty where all are alive and at the same place: then none is late, and what they do together does not end.
+    Those are the ranks whose hearts do not beat, which are gone or stopped; where there are none, those that are behind
+    the others; and where there are none of these either, those that have ended. Empty where all are alive and at the
+    same place: then none is late, and what they do together does not end.
+
+    Args:
+        run_folder: of the run.
+        seconds: how long it listens; hearts beat once a second.
     """
+    before = {heartbeat.rank: heartbeat.alive_unix_time for heartbeat in read_heartbeats(run_folder)}
+    time.sleep(seconds)
     heartbeats, now = read_heartbeats(run_folder), time.time()
-    furthest = max((heartbeat.beat for heartbeat in heartbeats), default=0)
-    newest = max((heartbeat.alive_unix_time for heartbeat in heartbeats), default=now)
-    lines = []
-    for heartbeat in heartbeats:
-        if newest - heartbeat.alive_unix_time > _SECONDS_TO_LIVE and heartbeat.phase != "ended":
-            lines.append(f"{heartbeat.line(now)}, gone or stopped")
-        elif heartbeat.beat < furthest or heartbeat.phase == "ended":
-            lines.append(heartbeat.line(now))
-    return lines + [f"rank {rank}: no heartbeat" for rank in _missing(heartbeats)]
+    there = [heartbeat for heartbeat in heartbeats if heartbeat.phase != "ended"]
+    gone = [heartbeat for heartbeat in there if before.get(heartbeat.rank) == heartbeat.alive_unix_time]
+    lines = [f"rank {rank}: no heartbeat" for rank in _missing(heartbeats)]
+    lines += [f"{heartbeat.line(now)}, gone or stopped" for heartbeat in gone]
+    furthest = max((heartbeat.beat for heartbeat in there), default=0)
+    behind = [heartbeat.line(now) for heartbeat in there if heartbeat.beat < furthest]
+    ended = [heartbeat.line(now) for heartbeat in heartbeats if heartbeat.phase == "ended"]
+    return lines or behind or ended
 
 
 def _missing(heartbeats: Sequence[Heartbeat]) -> list[int]:

@@ -22,7 +22,8 @@ class LastCheckpoint(Checkpoint):
     not go on as it would have. As a `Checkpoint` it runs after all other callbacks, so that their state is in the file.
 
     A stop that another callback asks for within a step, as `trainer.max_time` does, waits for the end of the step. So
-    does Ctrl-C, or SIGTERM, after which nothing else is done; a second one does not wait.
+    does Ctrl-C, or SIGTERM, after which nothing else is done but the validation that is due or under way, before which
+    the step is safe already; a second one does not wait.
 
     Args:
         path: the checkpoint; the one before it is kept beside it.
@@ -82,12 +83,16 @@ class LastCheckpoint(Checkpoint):
         self._logged = _logged_figures(trainer) if step % trainer.log_every_n_steps == 0 else {}
         due = step % self.every_n_steps == 0 or self._is_kept(step) or self._is_last(trainer)
         self._save_after_validation = due and _validation_follows(trainer)
-        if due and not self._save_after_validation:
-            self._save(trainer)
+        if due and (self._stopped_by or not self._save_after_validation):
+            # Who has told the run to stop may not let it come to the end of a validation.
+            self._save(trainer, goes_on=self._save_after_validation)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the end of the step has left for now, or where the validation made another callback stop."""
-        if self._save_after_validation or _stops(trainer):
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._stopped_by = self._stopped_by or self._signals.received(trainer)
+        if self._save_after_validation or self._stopped_by or _stops(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,8 +119,8 @@ class LastCheckpoint(Checkpoint):
             where = f"at step {saved_step(self.path)}" if self.path.exists() else "before the first checkpoint"
             exception.line = f"stopped {where}; go on with the same command and --ckpt_path last"
 
-    def _save(self, trainer: Trainer) -> None:
-        self._save_after_validation = False
+    def _save(self, trainer: Trainer, goes_on: bool = False) -> None:
+        self._save_after_validation = goes_on
         step = self._saved_step = trainer.global_step
         options = SaveOptions(
             previous=self.path.with_name(PREVIOUS_CHECKPOINT) if self._keeps_the_one_before else None,
@@ -126,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         self._keeps_the_one_before = True
         if self.background is not None and self._is_last(trainer):
             self.background.wait()
-        if self._stopped_by:
+        if self._stopped_by and not goes_on:
             raise Stopped(self._stopped_by)
 
     def _is_kept(self, step: int) -> bool:

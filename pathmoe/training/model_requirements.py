@@ -44,7 +44,8 @@ def check_experts_can_be_shared(
         )
     if config.num_experts % expert_parallel_size:
         raise ValueError(f"{key} must divide model.config.num_experts ({config.num_experts}); change one of them")
-    for name, rows in (("hidden_size", config.hidden_size), ("moe_intermediate_size", config.moe_intermediate_size)):
+    gate_and_up = 2 * config.moe_intermediate_size
+    for name, rows in (("hidden_size", config.hidden_size), ("moe_intermediate_size, twice,", gate_and_up)):
         if rows % num_shards:
             raise ValueError(
                 f"{key} leaves {num_shards} ranks to share each expert, which must divide model.config.{name} ({rows})"

@@ -172,7 +172,10 @@ class PathMoEModule(LightningModule):
             position_ids=batch["position_ids"],
             shift_labels=batch["shift_labels"],
             num_items_in_batch=self._num_items,
-            noise_seed=fold_seed(self.seed, _NOISE, batch["step"], batch["micro_batch"], self.global_rank),
+            # By the micro-batch's number among those of all ranks, so that other numbers of ranks draw the same.
+            noise_seed=fold_seed(
+                self.seed, _NOISE, batch["step"], batch["micro_batch"] * self.trainer.world_size + self.global_rank
+            ),
             earlier_load=self._totals.balance_load_LE,
             return_logits=False,
             use_cache=False,

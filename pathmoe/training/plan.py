@@ -21,21 +21,16 @@ class PlanConfig:
     """Name of a listed GPU: its memory, and its peak rate in bf16."""
     memory_gib: float | None = None
     """Memory of a GPU that is not listed, or less than the listed one's."""
-    peak_tflops: float | None = None
-    """Dense peak rate of a GPU that is not listed, or of another precision, in 10^12 operations a second."""
     mfu: float = 0.4
     """Share of the peak rate that the model's own FLOPs reach: our choice, to be replaced by what a run has shown."""
 
     def __post_init__(self) -> None:
         if self.gpu is not None and self.gpu not in GPUS:
             raise ValueError(
-                f"plan.gpu ({self.gpu}) must be one of {', '.join(GPUS)}; of others set plan.memory_gib and "
-                "plan.peak_tflops"
+                f"plan.gpu ({self.gpu}) must be one of {', '.join(GPUS)}; of others set plan.memory_gib and peak_tflops"
             )
-        for key in ("memory_gib", "peak_tflops"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise ValueError(f"plan.{key} ({value}) must be above 0; raise it")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(f"plan.memory_gib ({self.memory_gib}) must be above 0; raise it")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"plan.mfu ({self.mfu}) must be above 0 and at most 1; set a share such as 0.4")
 
@@ -51,9 +46,7 @@ class PlanConfig:
         return int(RESERVE * (self.bytes or 0))
 
     def peak_flops_per_second(self, precision: str) -> float | None:
-        """Peak rate of one GPU; None where none is named, or a listed one is only known in another precision."""
-        if self.peak_tflops is not None:
-            return self.peak_tflops * 1e12
+        """Peak rate of one GPU; None where none is named, or it is only known in another precision."""
         if self.gpu is None or not precision.startswith("bf16"):
             return None
         return GPUS[self.gpu].peak_tflops * 1e12

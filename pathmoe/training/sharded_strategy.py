@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from pathmoe.training.checkpoint_names import SaveOptions
@@ -57,8 +58,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """The ranks as FSDP2 wants them: one dimension, or replicas and the shards within them."""
         if self.num_replicas == 1:
             return self.device_mesh["data_parallel"]
-        shape = (self.num_replicas, self.layout.shards)
-        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicas", "shards"))
+        return self._mesh({"replicas": self.num_replicas, "shards": self.layout.shards})
 
     def experts_mesh(self) -> DeviceMesh | None:
         """The ranks as the experts want them: replicas if there are several, shards, experts; None without expert
@@ -68,7 +68,14 @@ class ShardedStrategy(ModelParallelStrategy):
         sizes = {"shards": self.layout.expert_shards, EXPERTS: self.expert_parallel_size}
         if self.layout.expert_replicas > 1:
             sizes = {"replicas": self.layout.expert_replicas} | sizes
-        return init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        return self._mesh(sizes)
+
+    def _mesh(self, sizes: dict[str, int]) -> DeviceMesh:
+        mesh = init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        for group in mesh.get_all_groups():
+            # Groups of some of the ranks would wait for as long as torch thinks fit.
+            _set_pg_timeout(self._timeout, group)
+        return mesh
 
     @cached_property
     def _checkpoint_group(self) -> ProcessGroup:

@@ -11,11 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from pathmoe.counts import flops_per_token
-from pathmoe.training.gpus import GPUS
+from pathmoe.training.gpus import check_peak_tflops, peak_of_device
 from pathmoe.training.memory_use import peak_memory_bytes
-
-# Of these Lightning's table knows nothing, or figures with sparsity, which are twice as high.
-_OURS = ("h200", "b200", "mi300x", "mi325x")
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float | None:
@@ -25,10 +22,11 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float | N
     """
     if device.type == "cpu":
         return None
-    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    if ours := next((gpu for gpu in _OURS if gpu in name), None):
-        return GPUS[ours].peak_tflops * 1e12 if dtype == torch.bfloat16 else None
-    return None if "h100 nvl" in name else get_available_flops(device, dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if (ours := peak_of_device(name)) is not None:
+        return ours if dtype == torch.bfloat16 else None
+    # Its figures of the NVL modules are with sparsity.
+    return None if "nvl" in name.lower() else get_available_flops(device, dtype)
 
 
 class SpeedMonitor(Callback):
@@ -46,8 +44,7 @@ class SpeedMonitor(Callback):
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
-        if peak_tflops is not None and peak_tflops <= 0:
-            raise ValueError(f"--peak_tflops ({peak_tflops}) must be above 0; give the data sheet's, without sparsity")
+        check_peak_tflops(peak_tflops)
         self.peak_tflops = peak_tflops
         self.step_seconds = float("nan")
         """Of an optimizer step, on average over those of the last row."""

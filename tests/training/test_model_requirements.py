@@ -103,11 +103,16 @@ def test_flex_attention_trains_on_accelerators_only() -> None:
         ("grouped_mm", 2, 1, r"^model\.experts_implementation \(grouped_mm\) must be pathmoe under .*_size \(2\)"),
         ("pathmoe", 3, 1, r"expert_parallel_size \(3\) must divide model\.config\.num_experts \(4\); change"),
         ("pathmoe", 2, 3, r"\(2\) leaves 3 ranks to share each expert, .* divide model\.config\.hidden_size \(16\);"),
-        ("pathmoe", 2, 16, r"\(2\) leaves 16 ranks .* divide model\.config\.moe_intermediate_size \(8\); raise"),
+        (
+            "pathmoe",
+            2,
+            16,
+            r"\(2\) leaves 16 ranks .* divide model\.config\.moe_intermediate_size, twice, \(12\); raise",
+        ),
     ],
 )
 def test_refuses_experts_that_ranks_can_not_share(implementation: str, ranks: int, shards: int, message: str) -> None:
-    config = PathMoEConfig(**ONE_OF_FOUR)
+    config = PathMoEConfig(**ONE_OF_FOUR | {"moe_intermediate_size": 6})
     check_experts_can_be_shared(config, "pathmoe", 2, 4)
     with pytest.raises(ValueError, match=message):
         check_experts_can_be_shared(config, implementation, ranks, shards)

@@ -196,6 +196,7 @@ def test_the_peak_is_the_one_that_is_given_and_is_nobodys_on_a_cpu(monkeypatch: 
     [
         ("NVIDIA H200", 989.4e12), ("NVIDIA B200", 2250e12), ("AMD Instinct MI300X", 1307.4e12),
         ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
     ],
 )  # fmt: skip
 def test_the_peak_of_a_gpu_is_that_of_dense_products(
