@@ -40,10 +40,20 @@ def write_folder(place: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def read_json(file: Path) -> Any:
+    """Read what `write_json` wrote. Raises ValueError naming a file that was cut or altered."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} was cut or altered ({error}); remove it and prepare the data again") from error
+
+
 def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file in one step, so that a reader sees the old content or the new."""
+    """Write a JSON file in one step, so that a reader sees the old content or the new, on disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent, text=True)
     with os.fdopen(handle, "w") as stream:
         json.dump(value, stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(beside, file)

@@ -1,11 +1,12 @@
 """What a run was trained and measured on, in numbers: kept beside prepared data and beside every result."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
+
+from pathmoe.data.cache import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,12 @@ class Manifest:
 
     def write(self, file: Path) -> None:
         """Write as JSON."""
-        file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(file, asdict(self))
 
     @classmethod
     def read(cls, file: Path) -> Self:
         """Read what `write` wrote."""
-        fields = json.loads(file.read_text())
+        fields = read_json(file)
         for split in ("train", "validation"):
             fields[split] = SplitManifest(**fields[split])
         return cls(**fields)

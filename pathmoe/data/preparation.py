@@ -3,7 +3,6 @@
 What a killed preparation has finished is not done again, and the number of workers does not show in what is written.
 """
 
-import json
 import platform
 import shutil
 import time
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from pathmoe.data.cache import hash_of, write_folder, write_json
+from pathmoe.data.cache import hash_of, read_json, write_folder, write_json
 from pathmoe.data.manifest import Manifest, SplitManifest
 from pathmoe.data.parallel import run_jobs
 from pathmoe.data.pieces import cut_source
@@ -74,7 +73,7 @@ def prepare(
     if recipes[0].tokenizer != TRAIN_BPE:
         check_vocab_size(recipes[0].tokenizer, load_tokenizer(recipes[0].tokenizer), recipes[0].vocab_size)
     pointer, stamp = pointer_file(recipes, cache_dir), _stamp(recipes)
-    known = json.loads(pointer.read_text()) if pointer.exists() else None
+    known = read_json(pointer) if pointer.exists() else None
     if known and stamp and known["stamp"] == stamp:
         folders = [cache_dir / "prepared" / name for name in known["folders"]]
         if all(map(_is_whole if mend else Path.exists, folders)):
@@ -89,6 +88,8 @@ def prepare(
         key = hash_of(_FORMAT, splits.key, fingerprint(tokenizer), recipe.sequence_length, *shape)
         folder = cache_dir / "prepared" / key
         if not (_is_whole(folder) if mend else folder.exists()):
+            if mend:
+                _take_apart(folder)
             _make(folder, recipe, splits, name, tokenizer, num_workers, tell)
         folders.append(folder)
     now = {"folders": [folder.name for folder in folders], "stamp": stamp}
@@ -105,7 +106,7 @@ def pointer_file(recipes: Sequence[Recipe], cache_dir: Path) -> Path:
 
 def find_prepared(recipes: Sequence[Recipe], cache_dir: Path) -> list[Path]:
     """Folders that `prepare` made of these recipes."""
-    names = json.loads(pointer_file(recipes, cache_dir).read_text())["folders"]
+    names = read_json(pointer_file(recipes, cache_dir))["folders"]
     return [cache_dir / "prepared" / name for name in names]
 
 
@@ -148,6 +149,17 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.partial")
+
+
+def _take_apart(place: Path) -> None:
+    """Make a finished folder one that is being made."""
+    if place.exists():
+        shutil.rmtree(_beside(place), ignore_errors=True)
+        place.rename(_beside(place))
+
+
 def _make(
     place: Path,
     recipe: Recipe,
@@ -158,10 +170,7 @@ def _make(
     on_shard: Callable[[Shard, int, int], None],
 ) -> None:
     """Make a folder beside its place, going on with what is there, and rename it."""
-    beside = place.with_name(f".{place.name}.partial")
-    if place.exists():
-        shutil.rmtree(beside, ignore_errors=True)
-        place.rename(beside)
+    beside = _beside(place)
     sha256 = fingerprint(tokenizer)
     jobs = [
         ShardJob(part, tokenizer_name, sha256, recipe.sequence_length, beside, f"{split}/{number:05}.arrow")
@@ -200,8 +209,8 @@ def _finished(job: ShardJob) -> Shard | None:
     """The shard that an earlier preparation has finished; None where it is not there, or cut."""
     if not job.record.exists():
         return None
-    shard = Shard.from_json(json.loads(job.record.read_text()))
     try:
+        shard = Shard.from_json(read_json(job.record))
         check_sizes(job.folder, [shard])
     except ValueError:
         return None

@@ -1,7 +1,7 @@
 """Shards of prepared data: files of blocks, each with its counts, size and hash, checked before they are read."""
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from pathmoe.data.blocks import REMEDY
-from pathmoe.data.cache import write_json
+from pathmoe.data.cache import read_json, write_json
 from pathmoe.data.manifest import SplitManifest
 
 SHARDS_FILE = "shards.json"
@@ -47,7 +47,7 @@ def write_shards(folder: Path, shards: Sequence[Shard]) -> None:
 
 def read_shards(folder: Path) -> list[Shard]:
     """The list of the shards of a folder, those of train first, in their order."""
-    return [Shard.from_json(fields) for fields in json.loads((folder / SHARDS_FILE).read_text())]
+    return [Shard.from_json(fields) for fields in read_json(folder / SHARDS_FILE)]
 
 
 def check_sizes(folder: Path, shards: Sequence[Shard]) -> None:
@@ -88,6 +88,8 @@ def written_beside(file: Path) -> Iterator[Path]:
     beside = file.with_name(f".{file.name}-{uuid4().hex}")
     try:
         yield beside
+        with beside.open("rb") as content:
+            os.fsync(content.fileno())  # before a record says that it is there
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

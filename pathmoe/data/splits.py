@@ -16,6 +16,9 @@ from pathmoe.data.recipe import Recipe
 from pathmoe.data.shards import written_beside
 from pathmoe.data.splitting import BoolArray, Survey, hold_out, join_surveys, measure, without_texts
 
+_SURVEY_FORMAT = 1
+"""Part of the name of every survey in the cache: raise it when `measure` changes."""
+
 
 class Part(NamedTuple):
     """The documents of a piece that are on one side of a split."""
@@ -109,7 +112,7 @@ def _parts(pieces: Sequence[Piece], mask: BoolArray, found: Survey) -> list[Part
 def _survey(pieces: Sequence[Piece], cache_dir: Path, num_workers: int) -> Survey:
     if len(pieces) == 1:
         return join_surveys([measure(read_piece(pieces[0]))])
-    files = [cache_dir / "surveys" / f"{piece.stamp}.npy" for piece in pieces]
+    files = [cache_dir / "surveys" / f"{_SURVEY_FORMAT}-{piece.stamp}.npy" for piece in pieces]
     jobs = [(piece, file) for piece, file in zip(pieces, files, strict=True) if not file.exists()]
     for _ in run_jobs(_write_survey, jobs, num_workers):
         pass

@@ -69,3 +69,10 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with written_beside(tmp_path / "a" / "file") as beside:
         beside.write_text("whole")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("content", ["", "[{", "\x00\x00"])
+def test_a_list_of_shards_that_was_cut_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "shards.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/shards\.json was cut or altered \(.*\); remove it and prepare"):
+        read_shards(tmp_path)
