@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import stat
 import subprocess
 import sys
@@ -64,20 +63,44 @@ def test_the_kubernetes_objects_are_as_their_schemas_say() -> None:
     assert found.returncode == 0, found.stdout
 
 
-def test_a_stopped_job_of_slurm_is_queued_again() -> None:
-    script = (FOLDER / "slurm.sbatch").read_text()
-    statuses = [128 + signal.SIGUSR1, 128 + signal.SIGTERM]
-    assert f"  {' | '.join(map(str, statuses))})" in script
-    assert "#SBATCH --signal=USR1@" in script
-
-
-@pytest.mark.parametrize(("status", "starts", "ends_with"), [(0, 0, 0), (2, 0, 2), (1, 10, 1)])
-def test_what_is_over_is_not_queued_again(status: int, starts: int, ends_with: int) -> None:
-    # The end of the script, which asks SLURM for nothing in these cases.
-    script = (FOLDER / "slurm.sbatch").read_text().partition("|| status=$?\n")[2]
-    environment = os.environ | {"SLURM_RESTART_COUNT": str(starts), "SLURM_JOB_ID": "7"}
-    ended = subprocess.run(["bash", "-euo", "pipefail", "-c", f"status={status}\n{script}"], env=environment)
+@pytest.mark.parametrize(
+    ("statuses", "crashes", "ends_with", "queued"),
+    [
+        ([0], 0, 0, False), ([138], 0, 0, True), ([138, 130], 0, 0, True), ([143], 0, 0, True), ([2], 0, 2, False),
+        # When one task fails, srun ends the others by SIGTERM.
+        ([2, 143], 0, 2, False), ([3, 143], 0, 0, True), ([137, 3, 143], 9, 0, True), ([1, 143], 10, 1, False),
+        # Tasks that were killed with their shells leave nothing.
+        ([], 0, 0, True), ([], 10, 1, False), ([138], 10, 0, True),
+    ],
+)  # fmt: skip
+def test_a_job_of_slurm_is_queued_again_when_there_is_more_to_do(
+    statuses: list[int], crashes: int, ends_with: int, queued: bool, tmp_path: Path
+) -> None:
+    """The real script, with an srun that starts a task for each status, and a scontrol that notes what it is told."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    starts = "".join(f'STATUS={status} "${{@:2}}" || true\n' for status in statuses)
+    (programs / "srun").write_text(f"#!/usr/bin/env bash\n{starts}exit 143\n")
+    (programs / "python").write_text('#!/usr/bin/env bash\nexit "$STATUS"\n')
+    (programs / "scontrol").write_text('#!/usr/bin/env bash\necho "$@" >queued\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    if crashes:
+        (tmp_path / "slurm-7.crashes").write_text("crashed\n" * crashes)
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
+    environment = os.environ | {
+        "PATH": path, "SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2"
+    }  # fmt: skip
+    ended = subprocess.run(["bash", str(FOLDER / "slurm.sbatch"), "--config", "tiny"], cwd=tmp_path, env=environment)
     assert ended.returncode == ends_with
+    assert (tmp_path / "queued").exists() == queued
+    if queued:
+        assert (tmp_path / "queued").read_text() == "requeue 7\n"
+    assert not queued or (tmp_path / "slurm-7.crashes").exists() != ({138, 143} >= set(statuses) - {130} != set())
+
+
+def test_slurm_warns_with_a_signal_that_stops_a_run() -> None:
+    assert "#SBATCH --signal=USR1@" in (FOLDER / "slurm.sbatch").read_text()
 
 
 def test_the_pods_of_kubernetes_meet_and_have_what_they_mount() -> None:
