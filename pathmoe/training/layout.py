@@ -30,7 +30,7 @@ class Layout:
             if value < 1 or self.world_size % value:
                 raise ValueError(
                     f"{_ARGUMENTS}.{key} ({value}) must divide the {self.world_size} ranks; set 1, or the {what}, or "
-                    "trainer.devices"
+                    "change trainer.devices"
                 )
 
     @property

@@ -53,9 +53,10 @@ class Fault(Callback):
         self._strike(trainer, "validation")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: Any) -> None:
-        if self.where == "checkpoint":
+        at = (str(trainer.global_step), str(trainer.global_rank), "checkpoint")
+        if at == (self.step, self.rank, self.where):
             # Its bytes are written, but not yet on disk, and nothing is renamed.
-            os.fsync = lambda _: self._strike(trainer, "checkpoint")
+            os.fsync = lambda _: os.kill(os.getpid(), int(self.signum))
 
 
 class Ranks(NamedTuple):
@@ -159,7 +160,10 @@ def assert_same_bits(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(found["state_dict"][name], value), name
 
 
-@pytest.mark.parametrize(("where", "step"), [("step", 3), ("checkpoint", 4), ("validation", 4)])
+@pytest.mark.parametrize(
+    ("where", "step", "flags"),
+    [("step", 3, []), ("validation", 4, []), ("checkpoint", 4, []), ("checkpoint", 4, ["--checkpoint_async", "true"])],
+)
 def test_a_rank_that_is_killed_ends_the_others_in_one_line_and_the_run_goes_on_as_if_it_had_not_been(
     config: Path,
     undisturbed: dict[str, Any],
@@ -168,10 +172,11 @@ def test_a_rank_that_is_killed_ends_the_others_in_one_line_and_the_run_goes_on_a
     tmp_path: Path,
     where: str,
     step: int,
+    flags: list[str],
 ) -> None:
     # Under DDP rank 0 alone writes a checkpoint.
     killed = 0 if (strategy, where) == ("ddp", "checkpoint") else 1
-    run = start(config, tmp_path, strategy, fault=(where, step, killed, signal.SIGKILL))
+    run = start(config, tmp_path, strategy, *flags, fault=(where, step, killed, signal.SIGKILL))
     started.append(run)
     assert run.status(killed) == -signal.SIGKILL
     begin = time.monotonic()
@@ -179,7 +184,9 @@ def test_a_rank_that_is_killed_ends_the_others_in_one_line_and_the_run_goes_on_a
     assert time.monotonic() - begin < 30
     said = run.error(1 - killed)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert f"rank {1 - killed} has lost other ranks in step {step} (" in line
+    # What is written beside training is written while that goes on.
+    assert re.search(rf"rank {1 - killed} has lost other ranks in step {'[45]' if flags else step} \(", line)
+    assert f"rank {killed} on {socket.gethostname()} (pid {run.processes[killed].pid}): " in line
     assert "Traceback" not in said
     assert line.endswith("go on from the last good checkpoint with --ckpt_path run/last.ckpt")
     resumed = finish(config, tmp_path, strategy, "--ckpt_path", "last")

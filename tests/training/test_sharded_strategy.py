@@ -74,6 +74,7 @@ if __name__ == "__main__":
         record = Record()
         trainer = Trainer(
             accelerator="cpu", devices=DEVICES, strategy=strategies[STRATEGY](), precision=OPTIONS["precision"],
+            accumulate_grad_batches=OPTIONS["accumulate"],
             callbacks=[record, LastCheckpoint(FOLDER / name / "last.ckpt", 100)], max_steps=STEPS,
             limit_val_batches=0, gradient_clip_val=0.5, log_every_n_steps=1, logger=False, enable_progress_bar=False,
             enable_model_summary=False, plugins=[AtomicCheckpointIO()],
@@ -84,7 +85,8 @@ if __name__ == "__main__":
         module = PathMoEModule(
             config, optimizer, schedule, activation_checkpointing=name == "mono", compile=OPTIONS["compile"]
         )
-        data = TokenDataModule(source=SOURCE, vocab_size=300, sequence_length=32, micro_batch_size=8 // DEVICES)
+        blocks = 8 // DEVICES // OPTIONS["accumulate"]
+        data = TokenDataModule(source=SOURCE, vocab_size=300, sequence_length=32, micro_batch_size=blocks)
         trainer.fit(module, datamodule=data, ckpt_path=OPTIONS["ckpt_path"])
         if trainer.is_global_zero:
             (FOLDER / name / "figures.json").write_text(json.dumps(record.figures))
@@ -101,7 +103,7 @@ def train(folder: Path, source: Path, strategy: str, devices: int, **options: An
     (folder / "train.py").write_text(TRAIN)
     options = {
         "strategy": strategy, "devices": devices, "precision": "32-true", "steps": STEPS, "ckpt_path": None,
-        "routers": ROUTERS, "compile": False, **options,
+        "routers": ROUTERS, "compile": False, "accumulate": 1, **options,
     }  # fmt: skip
     command = [sys.executable, "train.py", str(folder), str(source), json.dumps(options)]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -172,6 +174,16 @@ def test_a_run_goes_on_on_other_numbers_of_ranks_and_with_other_strategies(
         assert_same_training(more, one, "path_b2", steps=STEPS - 2)
 
 
+@pytest.mark.parametrize(("strategy", "router"), [("fsdp2", "path_b2"), ("ep_fsdp2", "low_rank")])
+def test_ranks_accumulate_as_one_process_does(
+    tmp_path: Path, short_documents: Path, strategy: str, router: str
+) -> None:
+    options = {"accumulate": 2, "routers": {router: ROUTERS[router]}}
+    alone = train(tmp_path / "one", short_documents, "auto", 1, **options)
+    found = train(tmp_path / "two", short_documents, strategy, 2, **options)
+    assert_same_training(found, alone, router)
+
+
 @pytest.mark.parametrize(("strategy", "router"), [("fsdp2", "mono"), ("ep_fsdp2", "path_b2")])
 def test_compiled_layers_train_as_they_do_otherwise(
     one: Path, tmp_path: Path, short_documents: Path, strategy: str, router: str
@@ -197,11 +209,12 @@ def test_groups_that_the_ranks_do_not_divide_into_are_refused(key: str) -> None:
         strategy.setup_environment()
 
 
-def test_the_command_line_trains_goes_on_and_closes_sharded(mini: Path, tmp_path: Path) -> None:
+def test_the_command_line_trains_goes_on_and_closes_with_experts_shared_out(mini: Path, tmp_path: Path) -> None:
     line = [
         sys.executable, str(ROOT / "train.py"), "fit", "--config", "tiny", "--config", str(mini), "--config", "fsdp2",
         "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--run_dir", str(tmp_path / "run"),
         "--checkpoint_async", "true", "--checkpoint_keep_every_n_steps", "3",
+        "--trainer.strategy.init_args.expert_parallel_size", "2",
     ]  # fmt: skip
     ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
