@@ -21,6 +21,9 @@ from pathmoe.training.sharded_checkpoint import (
     read_weights,
 )
 
+_WEIGHTS_OF_A_FORK = ".temp.ckpt"
+"""By which Lightning's launchers that fork hand the weights to the first process; no checkpoint."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames; reads with `weights_only=True` whatever is asked for.
@@ -56,6 +59,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any | None = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read what is at `path`; see `read_checkpoint`."""
+        if Path(path).name == _WEIGHTS_OF_A_FORK:
+            return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(Path(path), map_location)
 
 

@@ -33,6 +33,6 @@ def test_memory_does_not_grow_with_the_blocks(tmp_path: Path) -> None:
 
 def test_what_a_process_holds_itself_is_seen() -> None:
     before = anonymous_bytes()
-    held = np.ones(32 * MIB, dtype=np.uint8)
-    assert anonymous_bytes() - before > 31 * MIB
-    assert held.sum() == 32 * MIB
+    held = np.ones(128 * MIB, dtype=np.uint8)  # more than an allocator takes from what was freed before
+    assert anonymous_bytes() - before > 126 * MIB
+    assert held.sum() == 128 * MIB

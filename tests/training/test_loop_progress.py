@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from pathmoe.config import PathMoEConfig
 from pathmoe.data import TokenDataModule
+from pathmoe.training.checkpoint_io import AtomicCheckpointIO
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.loop_progress import recount_micro_batches
 from pathmoe.training.module import PathMoEModule
@@ -58,6 +59,7 @@ def fit(folder: Path, max_steps: int, accumulate: int, ranks: int = 1, *more: Ca
         max_steps=max_steps,
         accumulate_grad_batches=accumulate,
         callbacks=[Trace(folder / "trace.pt"), LastCheckpoint(checkpoint, 100), *more],
+        plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
