@@ -53,7 +53,7 @@ def write_study(folder: Path) -> WriteStudy:
 
     def write(**changes: Any) -> Path:
         content = {key: value for key, value in (STUDY | changes).items() if value is not None}
-        (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+        (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return folder / "mine.yaml"
 
     return write
