@@ -24,6 +24,7 @@ from pathmoe_eval.locality.study import Comparison
 from pathmoe_eval.locality_command import Compiling, locality_command
 from pathmoe_eval.perturbations.perturbing import Perturbations
 from pathmoe_eval.reports.compare import compare_command
+from pathmoe_eval.study_command import Execution, study_command
 
 # The docstrings of fields are the help of their options.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -46,6 +47,7 @@ def evaluation_parser() -> OneLineParser:
         "record": _record_parser(),
         "locality": _locality_parser(),
         "compare": _compare_parser(),
+        "study": _study_parser(),
     }
     commands = parser.add_subcommands(dest="command", required=True)
     for name, of_command in parsers.items():
@@ -60,7 +62,7 @@ def _main() -> None:
     disable_progress_bar()  # of transformers, which loads models in less time than it takes to read it
     run = {
         "paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "locality": _locality,
-        "compare": _compare,
+        "compare": _compare, "study": _study,
     }  # fmt: skip
     run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
 
@@ -126,6 +128,18 @@ def _compare_parser() -> OneLineParser:
     parser = OneLineParser(description="Reports side by side, in one page and one table.")
     parser.add_argument("reports", type=Path, nargs="*", help="Two report.json or more.")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="Folder of the page.")
+    return parser
+
+
+def _study_parser() -> OneLineParser:
+    parser = OneLineParser(description="Variants trained on equal terms over seeds, evaluated and compared.")
+    parser.add_argument("--config", type=str, required=True, help="File of the study, or the name of a shipped one.")
+    parser.add_argument("--report", action="store_true", help="Only report what is there; train nothing.")
+    parser.add_argument("--slurm", action="store_true", help="Print a script for sbatch, which carries out the runs.")
+    parser.add_class_arguments(Execution, as_group=False)
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="Folder of the report; by default runs/studies/NAME."
+    )
     return parser
 
 
@@ -251,6 +265,12 @@ def _locality(options: Namespace, command: str) -> None:
 
 def _compare(options: Namespace, command: str) -> None:
     compare_command(options.reports, options.out, command)
+
+
+def _study(options: Namespace, command: str) -> None:
+    if options.report and options.slurm:
+        fail("--slurm (true) must not be given with --report, which carries out nothing; leave one out")
+    study_command(options.config, _settings(Execution, options), options.report, options.slurm, options.out, command)
 
 
 def _record(options: Namespace, command: str) -> None:

@@ -22,6 +22,9 @@ from pathmoe.data.sources import C_FUNCTIONS, PYTHON_STDLIB, load_rows
 from pathmoe.data.tokenizer import text_batches, token_byte_lengths
 from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel
 
+HELD_OUT = "held-out"
+"""Stands for what a model's run held out, whatever its source."""
+
 _HUB_SPLIT = "validation"
 _CHARACTERS_PER_BATCH = 200_000
 
@@ -31,8 +34,9 @@ class EvaluatedData:
     """What to evaluate on; the fields are options of the same names, `data` that of --data."""
 
     data: str | list[str] = PYTHON_STDLIB
-    """python-stdlib or c-functions, of which only the held-out part is read; a .txt, .jsonl, .json or .parquet file, a
-    folder, a glob or a list of these; or the name of a hub data set, read as it is streamed. All else is read whole."""
+    """python-stdlib or c-functions, of which only the held-out part is read; held-out, the documents that the model's
+    run held out, of any source; a .txt, .jsonl, .json or .parquet file, a folder, a glob or a list of these; or the
+    name of a hub data set, read as it is streamed. All else is read whole."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str | None = None
@@ -51,7 +55,7 @@ class EvaluatedData:
         for option, value in (("max_documents", self.max_documents), ("max_tokens", self.max_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"--{option} ({value}) must be at least 1; raise it or leave it out")
-        if self.domain_key is not None and self.data in (PYTHON_STDLIB, C_FUNCTIONS):
+        if self.domain_key is not None and self.data in (PYTHON_STDLIB, C_FUNCTIONS, HELD_OUT):
             raise ValueError(
                 f"--domain_key ({self.domain_key}) must not be set with --data {self.data}, which has no records; "
                 "leave it out"
@@ -128,6 +132,13 @@ def _as_options() -> Iterator[None]:
 def _texts(data: EvaluatedData, model: EvaluatedModel) -> Iterator[_Text]:
     if isinstance(data.data, str) and data.data in (PYTHON_STDLIB, C_FUNCTIONS):
         return _held_out(data.data, model.run_data)
+    if data.data == HELD_OUT:
+        if model.run_data is None:
+            raise ValueError(
+                f"--data ({HELD_OUT}) needs the run of --model ({model.name}), whose folder tells what it held out; "
+                "give a run or a checkpoint in it, or other data"
+            )
+        return _texts_held_out(TokenDataModule(**model.run_data), str(model.run_data["source"]))
     source = Source(source=data.data, text_key=data.text_key)
     if source.has_splits:
         source = replace(source, subset=data.subset, split=data.split or _HUB_SPLIT)
@@ -140,6 +151,10 @@ def _texts(data: EvaluatedData, model: EvaluatedModel) -> Iterator[_Text]:
 def _held_out(source: str, run_data: dict[str, Any] | None) -> Iterator[_Text]:
     is_of_run = run_data is not None and run_data["source"] == source and not run_data.get("mixture")
     module = TokenDataModule(**run_data) if run_data is not None and is_of_run else TokenDataModule(source=source)
+    return _texts_held_out(module, source)
+
+
+def _texts_held_out(module: TokenDataModule, source: str) -> Iterator[_Text]:
     for number, document in enumerate(module.held_out_documents(), start=1):
         yield _Text(f"{source}, {document.group or 'document'} {number}", source, document.text)
 

@@ -124,6 +124,18 @@ def test_a_streamed_run_held_out_its_first_documents(tmp_path: Path) -> None:
     assert [document.text for document in found] == [document.text for document in first]
 
 
+def test_held_out_stands_for_what_a_run_held_out_of_any_source(tmp_path: Path) -> None:
+    texts = [f"text number {number} of many" for number in range(60)]
+    file = write_lines(tmp_path / "all.jsonl", [{"text": text} for text in texts])
+    run_data = {"source": file, "sequence_length": 8, "validation_fraction": 0.3}
+    found = read("held-out", model(run_data=run_data))
+    data = TokenDataModule(**run_data, vocab_size=300)
+    assert [document.text for document in found] == [document.text for document in data.held_out_documents()]
+    assert 0 < len(found) < 40 and {document.text for document in found} <= set(texts)
+    with pytest.raises(ValueError, match=r"--data \(held-out\) needs the run of --model \(a model\), whose folder"):
+        read("held-out", model())
+
+
 def test_a_model_of_other_data_gets_what_runs_hold_out_by_default() -> None:
     of_none, of_other = (
         [document.text for document in read("python-stdlib", model(run_data=run_data), max_documents=5)]

@@ -1,0 +1,1 @@
+"""Variants trained on equal terms over seeds, and what tells them apart."""

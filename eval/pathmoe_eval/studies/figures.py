@@ -1,0 +1,125 @@
+"""The figures of a run that a study compares: where each stands in the reports of the run, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER
+from pathmoe_eval.reports.number_format import bits, count, percent, ratio
+from pathmoe_eval.reports.summary import SUSTAINED, perturbed_name
+
+PRIMARY = "bits_per_byte"
+"""The one figure whose differences are tested: what a model is for, and the same for any tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure."""
+
+    key: str
+    name: str
+    place: str
+    """Dotted path from `summary`, or from a section of the run's report."""
+    form: Callable[[float | None], str]
+    note: str = ""
+    """What a reader must know of it."""
+
+
+def _rise(value: float | None) -> str:
+    return ratio(value) if value is None else f"{value:+z,.1f}%"
+
+
+_NAMING = "between independent routers a matter of naming"
+_ADJACENT = "of neighbouring layers"
+
+FIGURES = (
+    Figure(key="perplexity", name="perplexity", place="perplexity.total.perplexity", form=ratio),
+    Figure(key=PRIMARY, name="bits per byte", place="perplexity.total.bits_per_byte", form=ratio),
+    Figure(
+        key="path_entropy_bits", name="path entropy, bits", place="concentration.whole.entropy.entropy_bits", form=bits,
+        note="of the top-1 experts of all layers, at the same tokens for all runs",
+    ),
+    Figure(
+        key="share_of_ceiling", name="share of its ceiling", place="concentration.whole.share_of_ceiling", form=percent,
+        note="path entropy over the log2 of the tokens that bounds it",
+    ),
+    Figure(key="num_paths", name="distinct paths", place="concentration.whole.entropy.num_paths", form=count),
+    Figure(
+        key="agreement", name="same index", place="consistency.agreement.mean_agreement", form=percent,
+        note=f"share of tokens, {_ADJACENT}; {_NAMING}",
+    ),
+    Figure(
+        key="jaccard", name="Jaccard", place="consistency.overlap.jaccard_means.adjacent", form=percent,
+        note=f"of the sets of chosen experts {_ADJACENT}; {_NAMING}",
+    ),
+    Figure(
+        key="sustained", name=f"index kept {SUSTAINED} layers",
+        place=f"consistency.engagement.all_layers.observed.token_share.{SUSTAINED - 1}", form=percent,
+        note=f"share of tokens; {_NAMING}",
+    ),
+    Figure(
+        key="matched_agreement", name="matched agreement", place="consistency.matching.agreement_means.adjacent",
+        form=percent, note=f"same expert {_ADJACENT} after the best matching of their experts, whatever their names",
+    ),
+    Figure(
+        key="information_bits", name="information, bits",
+        place="consistency.information.corrected_bits_means.adjacent", form=bits,
+        note=f"that one {_ADJACENT} gives about the other, bias-corrected, whatever the names",
+    ),
+    Figure(
+        key="load_entropy_share", name="load entropy", place="load.all_picks.mean_entropy_share", form=percent,
+        note="share of its maximum, of all choices, mean over layers",
+    ),
+    Figure(
+        key="dead_experts", name="dead experts", place="load.all_picks.mean_dead_experts", form=ratio,
+        note="experts of a layer without a token, mean over layers",
+    ),
+    Figure(
+        key="rise_permuted_per_layer", name="rise, permuted per layer", place=f"perturbation.{PER_LAYER}", form=_rise,
+        note="of perplexity where each layer permutes its experts",
+    ),
+    Figure(
+        key="rise_permuted_per_block", name="rise, permuted per block", place=f"perturbation.{PER_BLOCK}", form=_rise,
+        note="the same with one permutation for layers that share a router, who suffer less from it by construction",
+    ),
+    *(
+        Figure(
+            key=f"rise_{number}_paths", name=f"rise, {number} paths", place=f"perturbation.listed paths only {number}",
+            form=_rise, note="where tokens are held to so many of the most frequent paths",
+        )
+        for number in (100, 500)
+    ),
+    Figure(
+        key="tokens_per_second", name="tokens per second", place="summary.tokens_per_second", form=count,
+        note="of training, without validation; of the machine, and of what else ran on it",
+    ),
+    Figure(key="seconds", name="training time, s", place="summary.seconds", form=count),
+    Figure(key="peak_memory_gib", name="peak memory, GiB", place="summary.peak_memory_gib", form=ratio),
+)  # fmt: skip
+
+
+def figures_of(summary: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a run by key; those that are not there, or not defined, are left out.
+
+    Args:
+        summary: that lies in the run's folder.
+        sections: of its reports.
+    """
+    interventions = sections.get("perturbation", {}).get("perturbed", [])
+    perturbed = {perturbed_name(one): one["rise_percent"] for one in interventions}
+    found = {"summary": summary, **sections, "perturbation": perturbed}
+    values = {figure.key: _look_up(found, figure.place) for figure in FIGURES}
+    return {key: float(value) for key, value in values.items() if value is not None}
+
+
+def _look_up(found: Any, place: str) -> Any:
+    for part in place.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return found

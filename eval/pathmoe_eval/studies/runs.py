@@ -1,0 +1,175 @@
+"""The runs of a study: where each lies, by what it is of, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pathmoe.data import TokenDataModule
+from pathmoe.data.cache import hash_of
+from pathmoe.data.sources import C_FUNCTIONS, PYTHON_STDLIB
+from pathmoe.training.checkpoint_io import saved_step
+from pathmoe.training.provenance import installed_version
+from pathmoe.training.run_folder import RUNS, has_checkpoint, resolve_checkpoint
+from pathmoe_eval.closing import SUMMARY_FILE
+from pathmoe_eval.evaluation.evaluated_data import HELD_OUT
+from pathmoe_eval.reports.report import REPORT_FILE, read_report
+from pathmoe_eval.studies.plan import PLACES, PlannedVariant
+from pathmoe_eval.studies.study import Evaluation, Study
+
+STUDIES = RUNS / "studies"
+STUDY_RUNS = RUNS / "study-runs"
+"""Runs of all studies, each in a folder that is named after its content key, so that studies share them."""
+
+FINISHED = "finished"
+
+_DIGITS = 16
+
+# How a run is watched and saved, and on what: nothing of what it learns.
+_NOT_OF_A_RUN = (
+    "checkpoint_every_n_steps", "checkpoint_keep_every_n_steps", "checkpoint_async", "peak_tflops", "seed_everything",
+)  # fmt: skip
+_NOT_OF_A_TRAINER = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """A variant with a seed."""
+
+    variant: PlannedVariant
+    seed: int
+    evaluation: Evaluation
+    key: str
+    """Of its content; equal keys are the same run."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return STUDY_RUNS / self.key
+
+    @property
+    def evaluation_folder(self) -> Path:
+        """Of the report of its paths."""
+        return self.folder / _limited("evaluation", self.evaluation.max_tokens)
+
+    @property
+    def perturbation_folder(self) -> Path | None:
+        """Of the report of its perturbations; None where none are asked for."""
+        tokens = self.evaluation.perturbation_tokens
+        return None if tokens is None else self.folder / _limited("perturbation", tokens)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has all its steps, and the summary that follows them."""
+        file = self.folder / SUMMARY_FILE
+        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= self.variant.steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is trained, and evaluated as the study asks."""
+        return self.is_trained and not self._reports_to_write()
+
+    def _reports_to_write(self) -> list[list[str]]:
+        """Arguments of Python for the reports that are not there, or that lack what comes last."""
+        limits = self.evaluation
+        commands = []
+        if not _has_section(self.evaluation_folder, "load"):
+            # Logits of all experts would be most of the bytes, and no figure of a study is of them.
+            paths = self._evaluate("paths", limits.max_tokens, self.evaluation_folder)
+            commands.append([*paths, "--logits=false"])
+        folder = self.perturbation_folder
+        if folder is not None and not _has_section(folder, "perturbation"):
+            commands.append(self._evaluate("perturb", limits.perturbation_tokens, folder))
+        return commands
+
+    def state(self) -> str:
+        """How far it has come, in words."""
+        if self.is_finished:
+            return FINISHED
+        if self.is_trained:
+            return "trained, not evaluated"
+        if has_checkpoint(self.folder):
+            step = saved_step(resolve_checkpoint("last", self.folder))
+            return f"at step {step:,} of {self.variant.steps:,}"
+        return "not begun"
+
+    def commands(self) -> list[list[str]]:
+        """Arguments of Python for all that it still lacks, in order."""
+        fit = [
+            "-m", "pathmoe", "fit", *self.variant.arguments, f"--seed_everything={self.seed}",
+            f"--run_dir={self.folder}", "--ckpt_path=last",
+        ]  # fmt: skip
+        return [*([] if self.is_trained else [fit]), *self._reports_to_write()]
+
+    def _evaluate(self, command: str, max_tokens: int | None, out: Path) -> list[str]:
+        data = self.variant.resolved["data"]
+        is_built_in = data["source"] in (PYTHON_STDLIB, C_FUNCTIONS) and not data.get("mixture")
+        documents = data["source"] if is_built_in else HELD_OUT
+        return [
+            "-m", "pathmoe_eval", command, f"--model={self.folder}", f"--data={documents}",
+            *([] if max_tokens is None else [f"--max_tokens={max_tokens}"]), f"--out={out}",
+        ]  # fmt: skip
+
+
+def _has_section(folder: Path, section: str) -> bool:
+    file = folder / REPORT_FILE
+    return file.is_file() and section in read_report(file)["sections"]
+
+
+def _limited(name: str, max_tokens: int | None) -> str:
+    return name if max_tokens is None else f"{name}-{max_tokens}"
+
+
+def study_runs(study: Study, variants: Sequence[PlannedVariant]) -> list[StudyRun]:
+    """All runs of a study, seed by seed, so that an early end leaves whole pairs.
+
+    Prepares the data, whose content is a part of the keys.
+    """
+    contents: dict[str, dict[str, str | None]] = {}
+    runs = []
+    for seed in study.seeds:
+        for variant in variants:
+            data = {**variant.resolved["data"], "vocab_size": variant.resolved["model"]["config"]["vocab_size"]}
+            named = json.dumps(data, sort_keys=True)
+            if named not in contents:
+                contents[named] = _content_of(data)
+            key = run_key(variant.resolved, seed, contents[named])
+            runs.append(StudyRun(variant=variant, seed=seed, evaluation=study.evaluation, key=key))
+    return runs
+
+
+def _content_of(data: dict[str, Any]) -> dict[str, str | None]:
+    """Hashes of the content of prepared data; of a stream only the validation's."""
+    module = TokenDataModule(**data)
+    module.prepare_data()
+    module.setup()
+    manifest = module.manifest
+    return {
+        "train": None if manifest.train is None else manifest.train.content_sha256,
+        "validation": manifest.validation.content_sha256,
+        "tokenizer": manifest.tokenizer_sha256,
+    }
+
+
+def run_key(resolved: Mapping[str, Any], seed: int, content: Mapping[str, Any]) -> str:
+    """Hash of all that decides what a run learns and what it tells of it.
+
+    Args:
+        resolved: its configuration. Places, loggers and names are left out, and how the run is saved.
+        seed: of the run.
+        content: hashes of its data; those of documents and tokenizer stand for their names. None as `train`, for data
+            that is streamed, leaves the names in.
+    """
+    unread = PLACES if content["train"] is None else (*PLACES, "source", "tokenizer")
+    kept = {key: value for key, value in resolved.items() if key not in _NOT_OF_A_RUN}
+    kept["data"] = {key: value for key, value in resolved["data"].items() if key not in unread}
+    kept["trainer"] = {key: value for key, value in resolved["trainer"].items() if key not in _NOT_OF_A_TRAINER}
+    return hash_of(kept, seed, dict(content), installed_version("pathmoe"))[:_DIGITS]

@@ -1,0 +1,253 @@
+"""The report of a study: a page, Markdown for an appendix, a CSV of its runs, and every number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pathmoe.training.run_folder import write_text_atomically
+from pathmoe_eval.reports.number_format import ratio
+from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_html
+from pathmoe_eval.studies.charts import curves_figure, pareto_figure, seeds_figure
+from pathmoe_eval.studies.comparison import VariantComparison
+from pathmoe_eval.studies.figures import FIGURES, PRIMARY
+from pathmoe_eval.studies.plan import PlannedVariant
+from pathmoe_eval.studies.results import RunResult
+from pathmoe_eval.studies.runs import StudyRun
+from pathmoe_eval.studies.study import Study
+from pathmoe_eval.studies.tables import differences_table, in_markdown, paired_table, ranking_table
+
+PAGE_FILE, MARKDOWN_FILE, CSV_FILE, NUMBERS_FILE = "index.html", "report.md", "runs.csv", "study.json"
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """A study with what came of it so far."""
+
+    study: Study
+    variants: Sequence[PlannedVariant]
+    runs: Sequence[StudyRun]
+    results: Sequence[RunResult]
+    states: Mapping[str, str]
+    """How far each run has come, by key, with the error that it has ended with."""
+    command: str
+    created: str
+
+
+def write_study_report(folder: Path, report: StudyReport, compared: Sequence[VariantComparison]) -> None:
+    """Write page, Markdown, CSV and numbers, each whole, over those of an earlier report.
+
+    Args:
+        folder: made if it is not there.
+        report: the study and its runs.
+        compared: what `compare_variants` makes of its results.
+    """
+    write_text_atomically(folder / NUMBERS_FILE, json.dumps(_numbers(report, compared), indent=1) + "\n")
+    write_text_atomically(folder / CSV_FILE, _csv(report))
+    write_text_atomically(folder / MARKDOWN_FILE, markdown(report, compared))
+    write_text_atomically(folder / PAGE_FILE, page(report, compared))
+
+
+def page(report: StudyReport, compared: Sequence[VariantComparison]) -> str:
+    """The page as text."""
+    study = report.study
+    return page_html(f"Study {study.name}", _subtitle(report), _chapters(report, compared))
+
+
+def markdown(report: StudyReport, compared: Sequence[VariantComparison]) -> str:
+    """The same in Markdown, without pictures."""
+    parts = [f"# Study {report.study.name}", _subtitle(report)]
+    for chapter in _chapters(report, compared):
+        tables = [part for part in chapter.parts if isinstance(part, Table)]
+        if chapter.notes or tables:
+            parts += [f"## {chapter.title}", *chapter.notes, *map(in_markdown, tables)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _subtitle(report: StudyReport) -> str:
+    study, first = report.study, report.variants[0]
+    return (
+        f"{len(study.variants)} variants x {len(study.seeds)} seeds · {first.steps * first.tokens_per_step:,} training "
+        f"tokens each · compared with {study.baseline} · {len(report.results)} of {len(report.runs)} runs finished"
+    )
+
+
+def _chapters(report: StudyReport, compared: Sequence[VariantComparison]) -> list[Chapter]:
+    baseline = report.study.baseline
+    sizes = {variant.name: variant.sizes for variant in report.variants}
+    ranking = [ranking_table(compared, sizes, baseline)] if compared else []
+    tests, differences = paired_table(compared, baseline), differences_table(compared, baseline)
+    return [
+        Chapter(title="Ranking", notes=_notes(report), parts=ranking),
+        Chapter(title="Figures", notes=[], parts=_panels(report, compared) if compared else []),
+        Chapter(title="Differences in bits per byte", notes=[], parts=[tests] if tests.rows else []),
+        Chapter(title="Other differences", notes=[], parts=[differences] if tests.rows and differences.rows else []),
+        Chapter(title="Variants", notes=[], parts=[_variants_table(report)]),
+        Chapter(title="Runs", notes=_circumstances(report), parts=[_runs_table(report)]),
+        Chapter(title="How this was made", notes=[report.command, f"{report.created} UTC"], parts=[]),
+    ]
+
+
+def _notes(report: StudyReport) -> list[str]:
+    """What a reader must know first."""
+    notes = []
+    missing = [run for run in report.runs if not any(_is_of(result, run) for result in report.results)]
+    if missing:
+        listed = "; ".join(f"{run.name}: {report.states[run.key]}" for run in missing)
+        notes.append(f"Not finished, {len(missing)} of {len(report.runs)} runs: {listed}.")
+    if len({result.data_hash for result in report.results}) > 1:
+        notes.append("Runs were evaluated on different documents, so that their figures do not compare like for like.")
+    if len(report.study.seeds) < 3:
+        notes.append("With fewer than three seeds intervals are so wide that hardly anything can be told.")
+    return notes
+
+
+def _is_of(result: RunResult, run: StudyRun) -> bool:
+    return (result.variant, result.seed) == (run.variant.name, run.seed)
+
+
+def _panels(report: StudyReport, compared: Sequence[VariantComparison]) -> list[Panel]:
+    order = list(report.study.variants)
+    tokens = report.results[0].num_tokens
+    panels = [
+        Panel(
+            title="Bits per byte by seed",
+            figure=seeds_figure(compared, order),
+            reading="Each run a circle; the bar is the mean, with its 95% t interval over seeds. Variants of one seed "
+            "saw the same batches, so that pairs tell more than these intervals: see the differences. Evaluated on",
+            num_tokens=tokens,
+            is_wide=True,
+        )
+    ]
+    curves = {
+        name: of_runs
+        for name in order
+        if (of_runs := [result.curve for result in report.results if result.variant == name and result.curve])
+        and set.intersection(*map(set, of_runs))
+    }
+    if curves:
+        panels.append(
+            Panel(
+                title="Learning curves",
+                figure=curves_figure(curves, order),
+                reading="Loss on the validation split: the mean over seeds, and a band that spans them. Training ends "
+                "after",
+                num_tokens=max(max(curve) for of_runs in curves.values() for curve in of_runs),
+            )
+        )
+    if any("seconds" in one.figures for one in compared):
+        panels.append(
+            Panel(
+                title="Quality over training time",
+                figure=pareto_figure(compared, order),
+                reading="Large: means; small: runs. Lower and further left is better. Times are those of the machine "
+                "and of what else ran on it. Evaluated on",
+                num_tokens=tokens,
+            )
+        )
+    return panels
+
+
+def _variants_table(report: StudyReport) -> Table:
+    rows: list[list[Cell]] = []
+    for variant in report.variants:
+        of_study = report.study.variants[variant.name]
+        settings = [*of_study.configs, *(f"{key} {value}" for key, value in of_study.overrides.items())]
+        rows.append(
+            [variant.name, Words(", ".join(settings) or "the base"), Words(variant.matched),
+             f"{variant.sizes.parameters:,}", f"{variant.sizes.active_parameters:,}",
+             f"{variant.sizes.router_parameters:,}", f"{variant.sizes.flops:,}"]
+        )  # fmt: skip
+    head = ["variant", "adds", "matched by", "parameters", "active", "routers", "FLOPs a token"]
+    base = ", ".join([*report.study.base, *(f"{key} {value}" for key, value in report.study.overrides.items())])
+    return Table(title="", head=head, rows=rows, reading=f"Base: {base}.")
+
+
+def _runs_table(report: StudyReport) -> Table:
+    quality = {(one.variant, one.seed): one.figures.get(PRIMARY) for one in report.results}
+    rows: list[list[Cell]] = [
+        [
+            run.variant.name,
+            str(run.seed),
+            ratio(quality.get((run.variant.name, run.seed))),
+            Words(report.states[run.key]),
+            Words(str(run.folder)),
+        ]
+        for run in report.runs
+    ]
+    return Table(title="", head=["variant", "seed", "bits per byte", "state", "folder"], rows=rows)
+
+
+def _circumstances(report: StudyReport) -> list[str]:
+    """Commits, versions and threads of the runs, of which there should be one each."""
+    notes = []
+    for key, words in (("git_commit", "commit"), ("torch", "torch"), ("threads", "threads"), ("device", "device")):
+        found = sorted({str(result.provenance.get(key)) for result in report.results} - {"None"})
+        if found:
+            warning = ": runs differ in it, which may be what differs between them" if len(found) > 1 else ""
+            notes.append(f"{words}: {', '.join(found)}{warning}")
+    return [". ".join(notes) + "."] if notes else []
+
+
+def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict[str, Any]:
+    results = {(result.variant, result.seed): result for result in report.results}
+    runs = []
+    for run in report.runs:
+        result = results.get((run.variant.name, run.seed))
+        runs.append(
+            {
+                "variant": run.variant.name,
+                "seed": run.seed,
+                "key": run.key,
+                "folder": str(run.folder),
+                "state": report.states[run.key],
+                "figures": {} if result is None else result.figures,
+                "curve": [] if result is None else [list(point) for point in result.curve.items()],
+            }
+        )
+    return {
+        "format": FORMAT,
+        "command": report.command,
+        "created": report.created,
+        "study": asdict(report.study),
+        "variants": [
+            {"name": one.name, "arguments": list(one.arguments), "matched": one.matched, **asdict(one.sizes)}
+            for one in report.variants
+        ],
+        "runs": runs,
+        "comparison": [asdict(one) for one in compared],
+    }
+
+
+def _csv(report: StudyReport) -> str:
+    results = {(result.variant, result.seed): result for result in report.results}
+    keys = [figure.key for figure in FIGURES if any(figure.key in result.figures for result in report.results)]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["variant", "seed", "state", "folder", *keys])
+    for run in report.runs:
+        result = results.get((run.variant.name, run.seed))
+        figures = {} if result is None else result.figures
+        writer.writerow(
+            [run.variant.name, run.seed, report.states[run.key], run.folder, *(figures.get(key, "") for key in keys)]
+        )
+    return stream.getvalue()
+
+
+def summary_lines(compared: Sequence[VariantComparison]) -> list[str]:
+    """The ranking in short, for a terminal."""
+    width = max((len(one.name) for one in compared), default=0)
+    lines = []
+    for one in compared:
+        measured = one.figures[PRIMARY]
+        interval = "" if measured.interval is None else f" ({measured.interval[0]:.4f} to {measured.interval[1]:.4f})"
+        seeds = f"{len(measured.by_seed)} seed{'' if len(measured.by_seed) == 1 else 's'}"
+        lines.append(f"  {one.name:<{width}}  {measured.mean:.4f} bits per byte{interval}, {seeds}")
+    return lines

@@ -1,0 +1,162 @@
+"""The tables of a study, for its page and in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from pathmoe_eval.reports.number_format import UNDEFINED, count
+from pathmoe_eval.reports.page import Cell, Table, Tokens, Words, shown
+from pathmoe_eval.studies.comparison import Measured, VariantComparison
+from pathmoe_eval.studies.figures import FIGURES, PRIMARY, Figure
+from pathmoe_eval.studies.matching import Sizes
+from pathmoe_eval.studies.statistics import ALPHA, POWER, Ends
+
+_UNTESTED = tuple(figure for figure in FIGURES if figure.key != PRIMARY)
+
+
+def ranking_table(compared: Sequence[VariantComparison], sizes: Mapping[str, Sizes], baseline: str) -> Table:
+    """Every variant with all of its figures, means over seeds, the fewest bits per byte first."""
+    (primary,) = (figure for figure in FIGURES if figure.key == PRIMARY)
+    there = [figure for figure in _UNTESTED if any(figure.key in one.figures for one in compared)]
+    head = ["variant", "seeds", primary.name, f"less {baseline}", "p, Holm", *(figure.name for figure in there)]
+    rows = [
+        [
+            one.name,
+            str(len(one.figures[PRIMARY].by_seed)),
+            _with_interval(primary.form(one.figures[PRIMARY].mean), one.figures[PRIMARY].interval),
+            _difference(one.figures[PRIMARY], one.name == baseline),
+            "" if one.name == baseline else p_text(one.corrected_p),
+            *(_mean(figure, one) for figure in there),
+            count(sizes[one.name].parameters),
+            count(sizes[one.name].active_parameters),
+            count(sizes[one.name].flops),
+        ]
+        for one in compared
+    ]
+    notes = "; ".join(f"{figure.name}: {figure.note}" for figure in there if figure.note)
+    return Table(
+        title="",
+        head=[*head, "parameters", "active", "FLOPs a token"],
+        rows=rows,
+        reading="Means over seeds; below them 95% t intervals over seeds. p is that of a paired t test over seeds, "
+        f"two-sided, corrected after Holm for all comparisons of the study. {notes}.",
+    )
+
+
+def paired_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
+    """What the seeds say of each difference in bits per byte."""
+    rows = []
+    for one in compared:
+        difference = one.figures[PRIMARY].difference
+        if difference is None:
+            continue
+        rows.append(
+            [
+                one.name,
+                str(difference.num_seeds),
+                f"{difference.mean:+z.4f}",
+                _ends(difference.t_interval),
+                _ends(difference.bootstrap_interval),
+                _ends(one.documents_interval),
+                UNDEFINED if difference.effect_size is None else f"{difference.effect_size:+z.2f}",
+                p_text(difference.p_value),
+                p_text(one.corrected_p),
+                UNDEFINED if difference.detectable is None else f"{difference.detectable:.4f}",
+            ]
+        )
+    return Table(
+        title="",
+        head=[
+            "variant", "seeds", "difference", "t interval", "bootstrap of seeds", "of seeds and documents", "effect",
+            "p", "p, Holm", "detectable",
+        ],
+        rows=rows,
+        reading=f"Bits per byte less those of {baseline}, seed by seed; below 0 is better. Intervals are of 95%; those "
+        "of the bootstrap are percentiles, too narrow for few seeds, so that the t interval leads. The effect is "
+        "Cohen's d_z of the pairs with Hedges' correction. p is that of the paired t test, two-sided. Detectable is "
+        f"the true difference that this test would have found with a probability of {POWER:.0%} at the level {ALPHA}, "
+        "before any correction, if the deviation of the pairs is the one observed: a smaller difference can't be told "
+        "here.",
+    )  # fmt: skip
+
+
+def differences_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
+    """How the other figures differ from the baseline's: intervals, no tests."""
+    others = [one for one in compared if one.name != baseline]
+    rows: list[list[Cell]] = [
+        [figure.name, *(_plain_difference(one.figures.get(figure.key)) for one in others)]
+        for figure in _UNTESTED
+        if any(figure.key in one.figures for one in others)
+    ]
+    return Table(
+        title="",
+        head=["figure", *(one.name for one in others)],
+        rows=rows,
+        reading=f"Mean difference from {baseline} over the seeds that both have, with its 95% t interval, in the units "
+        "of the figure, shares as fractions. These are not tested, and their intervals not corrected for their number.",
+    )
+
+
+def p_text(value: float | None) -> str:
+    """A p value: three decimals, below a thousandth so."""
+    if value is None:
+        return UNDEFINED
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def in_markdown(table: Table) -> str:
+    """A table in Markdown, with what it reads below it."""
+    lines = [[str(title) for title in table.head], ["---"] * len(table.head)]
+    lines += [[_text(cell) for cell in row] for row in table.rows]
+    text = "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
+    return f"{text}\n\n{_escaped(table.reading)}" if table.reading else text
+
+
+def _escaped(text: str) -> str:
+    if set(text) == {"-"}:
+        return text
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", shown(text)).replace("&#x27;", "'")
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, Tokens):
+        return " ".join(cell.texts)
+    if isinstance(cell, Words):
+        return f"{cell.text} ({cell.aside})" if cell.aside else cell.text
+    return cell
+
+
+def _mean(figure: Figure, one: VariantComparison) -> Cell:
+    if figure.key not in one.figures:
+        return UNDEFINED
+    measured = one.figures[figure.key]
+    interval = measured.interval
+    form = figure.form
+    return _with_form(form(measured.mean), None if interval is None else f"{form(interval[0])} to {form(interval[1])}")
+
+
+def _with_interval(text: str, interval: Ends | None) -> Cell:
+    return _with_form(text, None if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}")
+
+
+def _with_form(text: str, interval: str | None) -> Cell:
+    return text if interval is None else Words(text, interval)
+
+
+def _difference(measured: Measured, is_baseline: bool) -> str:
+    if is_baseline:
+        return ""
+    return UNDEFINED if measured.difference is None else f"{measured.difference.mean:+z.4f}"
+
+
+def _plain_difference(measured: Measured | None) -> Cell:
+    if measured is None or measured.difference is None:
+        return UNDEFINED
+    difference = measured.difference
+    ends = difference.t_interval
+    return _with_form(f"{difference.mean:+z.4g}", None if ends is None else f"{ends[0]:+z.4g} to {ends[1]:+z.4g}")
+
+
+def _ends(ends: Ends | None) -> str:
+    return UNDEFINED if ends is None else f"{ends[0]:+z.4f} to {ends[1]:+z.4f}"

@@ -1,0 +1,115 @@
+"""What `pathmoe-eval study` does: from the file of a study to its runs and its report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pathmoe_eval.commands import now
+from pathmoe_eval.studies.comparison import compare_variants
+from pathmoe_eval.studies.execution import Outcome, carry_out, error_in, log_of
+from pathmoe_eval.studies.plan import plan_lines, plan_variants
+from pathmoe_eval.studies.results import read_results
+from pathmoe_eval.studies.runs import FINISHED, STUDIES, StudyRun, study_runs
+from pathmoe_eval.studies.slurm_script import slurm_script
+from pathmoe_eval.studies.study import Study, read_study
+from pathmoe_eval.studies.study_report import MARKDOWN_FILE, PAGE_FILE, StudyReport, summary_lines, write_study_report
+
+_LOGS = "logs"
+
+
+def _threads_of_a_job() -> int:
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How runs are carried out; the fields are options of the same names."""
+
+    jobs: int = 1
+    """Runs at a time."""
+    threads: int = field(default_factory=_threads_of_a_job)
+    """CPU threads of each run; a run's numbers depend on them in their last bits."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        for name in ("jobs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} ({getattr(self, name)}) must be at least 1; raise it")
+
+
+def study_command(
+    config: str, execution: Execution, only_report: bool, only_slurm: bool, out: Path | None, command: str
+) -> None:
+    """Train and evaluate what a study lacks, then write its report; or print a SLURM script; or only report.
+
+    Args:
+        config: the file of the study, or the name of a shipped one.
+        execution: how runs are carried out.
+        only_report: whether to report what is there.
+        only_slurm: whether to print the script instead.
+        out: folder of the report and of the logs; None for one under `runs/studies/`.
+        command: the command line, for the report.
+
+    Raises:
+        ValueError: a study that can't be, as `read_study` and `plan_variants` say.
+        SystemExit: with status 1, after the report, where runs have failed.
+    """
+    study = read_study(config)
+    variants = plan_variants(study)
+    sys.stderr.write("".join(f"{line}\n" for line in plan_lines(study, variants)))
+    runs = study_runs(study, variants)
+    folder = STUDIES / study.name if out is None else out
+    left = [run for run in runs if not run.is_finished]
+    if only_slurm:
+        if not left:
+            sys.stderr.write("note: all runs are finished; the report is written by the same command with --report\n")
+            return
+        (folder / _LOGS).mkdir(parents=True, exist_ok=True)
+        print(slurm_script(study.name, left, folder / _LOGS, execution.threads), end="")
+        return
+    failed = [] if only_report else _carry_out(study, left, folder, execution)
+    report = StudyReport(
+        study=study,
+        variants=variants,
+        runs=runs,
+        results=read_results(runs),
+        states={run.key: _state(run, folder) for run in runs},
+        command=command,
+        created=now(),
+    )
+    compared = compare_variants(report.results, list(study.variants), study.baseline)
+    write_study_report(folder, report, compared)
+    for line in summary_lines(compared):
+        print(line)
+    missing = len(runs) - len(report.results)
+    unfinished = f"; {missing} of {len(runs)} runs are not finished, as it says" if missing else ""
+    print(f"{folder / PAGE_FILE}: {study.name}; the tables are in {folder / MARKDOWN_FILE}, too{unfinished}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _state(run: StudyRun, folder: Path) -> str:
+    state = run.state()
+    error = "" if state == FINISHED else error_in(log_of(folder / _LOGS, run))
+    return f"{state}, last error: {error}" if error else state
+
+
+def _carry_out(study: Study, left: list[StudyRun], folder: Path, execution: Execution) -> list[Outcome]:
+    """Carry out runs, telling of each that has ended; returns those that failed."""
+    number = len({run.key for run in left})
+    ended: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        ended.append(outcome)
+        place = f"{len(ended)} of {number}"
+        if outcome.error:
+            log = log_of(folder / _LOGS, outcome.run)
+            sys.stderr.write(f"{place}: {outcome.run.name} failed: {outcome.error} (all of it is in {log})\n")
+        else:
+            print(f"{place}: {outcome.run.name} finished in {outcome.seconds:,.0f} s", flush=True)
+
+    carry_out(left, folder / _LOGS, execution.jobs, execution.threads, tell)
+    return [outcome for outcome in ended if outcome.error]

@@ -1,0 +1,127 @@
+"""The runs of a study: what makes two of them the same, where they lie, and what they lack."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pathmoe.training.resolution import resolved_fit
+from pathmoe_eval.studies.plan import plan_variants
+from pathmoe_eval.studies.runs import StudyRun, run_key, study_runs
+from pathmoe_eval.studies.study import read_study
+from tests.eval.studies.conftest import WriteStudy
+
+CONTENT = {"train": "a", "validation": "b", "tokenizer": "c"}
+
+
+@pytest.fixture(scope="module")
+def resolved() -> dict[str, Any]:
+    return resolved_fit(["--config=tiny", "--config=path_b4"])
+
+
+def changed(resolved: dict[str, Any], dotted_key: str, value: Any) -> dict[str, Any]:
+    *sections, key = dotted_key.split(".")
+    found = changing = copy.deepcopy(resolved)
+    for section in sections:
+        changing = changing[section]
+    assert key in changing
+    changing[key] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.cache_dir", "elsewhere"), ("data.num_workers", 1), ("data.source", "moved.jsonl"),
+        ("data.tokenizer", "tokenizers/moved"), ("trainer.logger", False), ("trainer.enable_progress_bar", False),
+        ("trainer.default_root_dir", "x"), ("checkpoint_every_n_steps", 7), ("checkpoint_async", True),
+        ("peak_tflops", 100.0), ("seed_everything", 5),
+    ],
+)  # fmt: skip
+def test_where_and_how_a_run_is_kept_is_not_what_it_is(key: str, value: Any, resolved: dict[str, Any]) -> None:
+    assert run_key(changed(resolved, key, value), 0, CONTENT) == run_key(resolved, 0, CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.optimizer.lr", 0.5), ("model.config.layers_per_router", 2), ("trainer.max_steps", 361),
+        ("data.sequence_length", 128), ("data.validation_fraction", 0.1), ("trainer.precision", "bf16-mixed"),
+    ],
+)  # fmt: skip
+def test_what_a_run_learns_is_what_it_is(key: str, value: Any, resolved: dict[str, Any]) -> None:
+    assert run_key(changed(resolved, key, value), 0, CONTENT) != run_key(resolved, 0, CONTENT)
+
+
+def test_seed_and_content_are_part_of_a_run(resolved: dict[str, Any]) -> None:
+    keys = {run_key(resolved, seed, CONTENT | {"train": train}) for seed in (0, 1) for train in ("a", "z")}
+    assert len(keys) == 4
+    # Of a stream nobody knows the content, so that its name stands for it.
+    stream = CONTENT | {"train": None}
+    assert run_key(changed(resolved, "data.source", "moved"), 0, stream) != run_key(resolved, 0, stream)
+
+
+def runs_of(file: Path) -> list[StudyRun]:
+    study = read_study(str(file))
+    return study_runs(study, plan_variants(study))
+
+
+def test_runs_of_one_content_are_one_run(write_study: WriteStudy, folder: Path) -> None:
+    variants = {
+        "indep": {"configs": ["indep"]},
+        "same": {"configs": ["path_b4", "indep"]},
+        "path_b4": {"configs": ["path_b4"]},
+    }
+    runs = runs_of(write_study(variants=variants))
+    assert [(run.variant.name, run.seed) for run in runs] == [
+        (name, seed) for seed in (0, 1) for name in variants
+    ], "seed by seed"  # fmt: skip
+    keys = {(run.variant.name, run.seed): run.key for run in runs}
+    assert keys["indep", 0] == keys["same", 0] != keys["path_b4", 0] != keys["path_b4", 1]
+
+    shutil.copy(folder / "short.jsonl", folder / "moved.jsonl")
+    moved = runs_of(write_study(variants=variants, overrides={"data.source": "moved.jsonl"}))
+    assert [run.key for run in moved] == [run.key for run in runs]
+    with (folder / "moved.jsonl").open("a") as stream:
+        stream.write("\n" + json.dumps({"text": "more of it"}))
+    assert not {run.key for run in runs_of(folder / "mine.yaml")} & set(keys.values())
+
+
+def test_a_run_lacks_what_is_not_there(write_study: WriteStudy) -> None:
+    evaluation = {"max_tokens": 300, "perturbation_tokens": 200}
+    run = runs_of(write_study(evaluation=evaluation))[0]
+    assert run.state() == "not begun"
+    fit, paths, perturb = run.commands()
+    assert fit[:3] == ["-m", "pathmoe", "fit"]
+    assert fit[-3:] == ["--seed_everything=0", f"--run_dir={run.folder}", "--ckpt_path=last"]
+    assert paths[:3] == ["-m", "pathmoe_eval", "paths"] and perturb[:3] == ["-m", "pathmoe_eval", "perturb"]
+    assert "--max_tokens=300" in paths and "--max_tokens=200" in perturb
+    assert "--data=held-out" in paths, "files would be read whole, with what the run was trained on"
+
+    run.folder.mkdir(parents=True)
+    (run.folder / "summary.json").write_text(json.dumps({"steps": 9}))
+    assert not run.is_trained, "of its ten steps"
+    (run.folder / "summary.json").write_text(json.dumps({"steps": 10}))
+    assert run.is_trained and not run.is_finished and run.state() == "trained, not evaluated"
+    assert run.commands() == [paths, perturb]
+
+    about = {"command": "", "model": "", "data": "", "num_tokens": 1}
+    for place, section, left in (
+        (run.evaluation_folder, "perplexity", [paths, perturb]),
+        (run.evaluation_folder, "load", [perturb]),
+        (run.perturbation_folder, "perturbation", []),
+    ):
+        assert place is not None
+        place.mkdir(exist_ok=True)
+        (place / "report.json").write_text(json.dumps({"format": 2, "run": about, "sections": {section: {}}}))
+        assert run.commands() == left
+    assert run.is_finished and run.state() == "finished"
+
+
+def test_built_in_sources_are_evaluated_by_their_name(write_study: WriteStudy) -> None:
+    overrides = {"data.source": "c-functions", "data.num_documents": 60}
+    _, paths = runs_of(write_study(overrides=overrides))[0].commands()
+    assert "--data=c-functions" in paths

@@ -1,0 +1,51 @@
+"""The tables of a study, and how they look in Markdown."""
+
+from pathmoe_eval.reports.page import Table, Tokens, Words
+from pathmoe_eval.studies.comparison import compare_variants
+from pathmoe_eval.studies.matching import Sizes
+from pathmoe_eval.studies.tables import differences_table, in_markdown, p_text, paired_table, ranking_table
+from tests.eval.studies.conftest import MakeResults
+
+BITS = {"base": {0: 2.0, 1: 2.2, 2: 2.1}, "better": {0: 1.5, 1: 1.72, 2: 1.59}}
+SIZES = {name: Sizes(parameters=1000, active_parameters=200, router_parameters=10, flops=6000) for name in BITS}
+
+
+def test_every_test_is_named_where_its_p_value_stands(make_results: MakeResults) -> None:
+    compared = compare_variants(make_results(BITS), list(BITS), "base")
+    for table in (ranking_table(compared, SIZES, "base"), paired_table(compared, "base")):
+        assert "p, Holm" in table.head and "paired t test" in table.reading
+        assert all(len(row) == len(table.head) for row in table.rows)
+        assert not any("*" in str(cell) for row in table.rows for cell in row)
+
+
+def test_the_ranking_has_the_figures_of_all_variants(make_results: MakeResults) -> None:
+    better, base = (
+        dict(zip(table.head, row, strict=True))
+        for table in [ranking_table(compare_variants(make_results(BITS), list(BITS), "base"), SIZES, "base")]
+        for row in table.rows
+    )
+    assert (better["variant"], better["seeds"], better["less base"]) == ("better", "3", "-0.4967")
+    assert isinstance(better["bits per byte"], Words) and better["bits per byte"].text == "1.603"
+    assert (base["less base"], base["p, Holm"]) == ("", "")
+    assert (base["parameters"], base["active"], base["FLOPs a token"]) == ("1,000", "200", "6,000")
+
+
+def test_one_seed_has_no_intervals(make_results: MakeResults) -> None:
+    compared = compare_variants(make_results({"base": {0: 2.0}, "b": {0: 1.5}}), ["base", "b"], "base")
+    (row,) = paired_table(compared, "base").rows
+    assert row == ["b", "1", "-0.5000", *["\N{EN DASH}"] * 7]
+    assert differences_table(compared, "base").rows[0][0] == "perplexity"
+
+
+def test_p_values() -> None:
+    assert [p_text(value) for value in (None, 0.0, 0.00099, 0.0121, 1.0)] == [
+        "\N{EN DASH}", "< 0.001", "< 0.001", "0.012", "1.000",
+    ]  # fmt: skip
+
+
+def test_markdown_shows_cells_as_they_are() -> None:
+    rows = [["a_b", Words("x|y", "<i>"), Tokens(("p", "q")), "< 0.001"]]
+    table = Table(title="", head=["", "w", "t", "it's"], rows=rows, reading="*read*")
+    assert in_markdown(table) == (
+        "|  | w | t | it's |\n| --- | --- | --- | --- |\n| a\\_b | x\\|y (&lt;i&gt;) | p q | &lt; 0.001 |\n\n\\*read\\*"
+    )
