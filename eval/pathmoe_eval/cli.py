@@ -24,7 +24,7 @@ from pathmoe_eval.locality.study import Comparison
 from pathmoe_eval.locality_command import Compiling, locality_command
 from pathmoe_eval.perturbations.perturbing import Perturbations
 from pathmoe_eval.reports.compare import compare_command
-from pathmoe_eval.study_command import Execution, study_command
+from pathmoe_eval.studies.study_command import Execution, study_command
 
 # The docstrings of fields are the help of their options.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

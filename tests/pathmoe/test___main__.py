@@ -3,13 +3,8 @@
 import subprocess
 import sys
 
-from pathmoe.training.provenance import installed_version
-
 
 def test_it_is_the_training_command_line() -> None:
-    command = [sys.executable, "-m", "pathmoe"]
-    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    assert shown.stdout == f"pathmoe {installed_version('pathmoe')}\n"
-    wrong = subprocess.run([*command, "fitt"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: the subcommand (fitt) must be one of fit, validate, export")
+    ended = subprocess.run([sys.executable, "-m", "pathmoe", "fitt"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: the subcommand (fitt) must be one of fit, validate, export; give it first\n"

@@ -51,7 +51,16 @@ class Words:
     """In small type below it."""
 
 
-Cell = str | Tokens | Words
+@dataclass(frozen=True)
+class Number:
+    """A cell of a number, set flush right."""
+
+    text: str
+    aside: str = ""
+    """In small type below it."""
+
+
+Cell = str | Number | Tokens | Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +178,7 @@ def _row(row: Sequence[Cell]) -> str:
 
 
 def _kind(cell: Cell) -> str:
-    if isinstance(cell, str):
+    if isinstance(cell, str | Number):
         return ""
     return ' class="words tokens"' if isinstance(cell, Tokens) else ' class="words"'
 
@@ -178,7 +187,7 @@ def _content(cell: Cell) -> str:
     # Each text is isolated, so that a right-to-left one does not reorder its neighbours.
     if isinstance(cell, Tokens):
         return " ".join(f"<bdi>{shown(text)}</bdi>" for text in cell.texts)
-    text, aside = (cell.text, cell.aside) if isinstance(cell, Words) else (cell, "")
+    text, aside = (cell.text, cell.aside) if isinstance(cell, Number | Words) else (cell, "")
     below = f"<small>{shown(aside)}</small>" if aside else ""
     return (f"<bdi>{shown(text)}</bdi>" if text else "") + below
 

@@ -47,7 +47,7 @@ def seeds_figure(compared: Sequence[VariantComparison], order: Sequence[str]) ->
             x=[measured.mean],
             y=[name],
             mode="markers",
-            marker={"size": 11, "symbol": "line-ns", "line": {"width": 3}},
+            marker={"size": 10, "symbol": "diamond"},
             error_x={
                 "array": [ends[1] - measured.mean], "arrayminus": [measured.mean - ends[0]], "thickness": 1.5,
             },

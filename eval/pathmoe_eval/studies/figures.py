@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER
-from pathmoe_eval.reports.number_format import bits, count, percent, ratio
+from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, percent, ratio
 from pathmoe_eval.reports.summary import SUSTAINED, perturbed_name
 
 PRIMARY = "bits_per_byte"
@@ -27,8 +27,12 @@ class Figure:
     """What a reader must know of it."""
 
 
+def _four_decimals(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.4f}"
+
+
 def _rise(value: float | None) -> str:
-    return ratio(value) if value is None else f"{value:+z,.1f}%"
+    return UNDEFINED if value is None else f"{value:+z,.1f}%"
 
 
 _NAMING = "between independent routers a matter of naming"
@@ -36,7 +40,7 @@ _ADJACENT = "of neighbouring layers"
 
 FIGURES = (
     Figure(key="perplexity", name="perplexity", place="perplexity.total.perplexity", form=ratio),
-    Figure(key=PRIMARY, name="bits per byte", place="perplexity.total.bits_per_byte", form=ratio),
+    Figure(key=PRIMARY, name="bits per byte", place="perplexity.total.bits_per_byte", form=_four_decimals),
     Figure(
         key="path_entropy_bits", name="path entropy, bits", place="concentration.whole.entropy.entropy_bits", form=bits,
         note="of the top-1 experts of all layers, at the same tokens for all runs",
@@ -82,7 +86,7 @@ FIGURES = (
     ),
     Figure(
         key="rise_permuted_per_block", name="rise, permuted per block", place=f"perturbation.{PER_BLOCK}", form=_rise,
-        note="the same with one permutation for layers that share a router, who suffer less from it by construction",
+        note="the same with one permutation for the layers of a router, which suffer less from it by construction",
     ),
     *(
         Figure(

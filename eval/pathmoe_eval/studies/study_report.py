@@ -20,7 +20,14 @@ from pathmoe_eval.studies.plan import PlannedVariant
 from pathmoe_eval.studies.results import RunResult
 from pathmoe_eval.studies.runs import StudyRun
 from pathmoe_eval.studies.study import Study
-from pathmoe_eval.studies.tables import differences_table, in_markdown, paired_table, ranking_table
+from pathmoe_eval.studies.tables import (
+    SIZES,
+    differences_table,
+    figure_tables,
+    in_markdown,
+    paired_table,
+    ranking_table,
+)
 
 PAGE_FILE, MARKDOWN_FILE, CSV_FILE, NUMBERS_FILE = "index.html", "report.md", "runs.csv", "study.json"
 
@@ -67,7 +74,7 @@ def markdown(report: StudyReport, compared: Sequence[VariantComparison]) -> str:
     for chapter in _chapters(report, compared):
         tables = [part for part in chapter.parts if isinstance(part, Table)]
         if chapter.notes or tables:
-            parts += [f"## {chapter.title}", *chapter.notes, *map(in_markdown, tables)]
+            parts += [f"## {chapter.title}", *map(in_markdown, chapter.notes), *map(in_markdown, tables)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,13 +89,15 @@ def _subtitle(report: StudyReport) -> str:
 def _chapters(report: StudyReport, compared: Sequence[VariantComparison]) -> list[Chapter]:
     baseline = report.study.baseline
     sizes = {variant.name: variant.sizes for variant in report.variants}
-    ranking = [ranking_table(compared, sizes, baseline)] if compared else []
+    ranking = [ranking_table(compared, baseline)] if compared else []
+    others = figure_tables(compared, sizes) if compared else []
     tests, differences = paired_table(compared, baseline), differences_table(compared, baseline)
     return [
         Chapter(title="Ranking", notes=_notes(report), parts=ranking),
         Chapter(title="Figures", notes=[], parts=_panels(report, compared) if compared else []),
         Chapter(title="Differences in bits per byte", notes=[], parts=[tests] if tests.rows else []),
-        Chapter(title="Other differences", notes=[], parts=[differences] if tests.rows and differences.rows else []),
+        Chapter(title="Paths, load and cost", notes=[], parts=others),
+        Chapter(title="Their differences", notes=[], parts=[differences] if tests.rows and differences.rows else []),
         Chapter(title="Variants", notes=[], parts=[_variants_table(report)]),
         Chapter(title="Runs", notes=_circumstances(report), parts=[_runs_table(report)]),
         Chapter(title="How this was made", notes=[report.command, f"{report.created} UTC"], parts=[]),
@@ -120,10 +129,9 @@ def _panels(report: StudyReport, compared: Sequence[VariantComparison]) -> list[
         Panel(
             title="Bits per byte by seed",
             figure=seeds_figure(compared, order),
-            reading="Each run a circle; the bar is the mean, with its 95% t interval over seeds. Variants of one seed "
-            "saw the same batches, so that pairs tell more than these intervals: see the differences. Evaluated on",
+            reading="Each run a circle; the diamond is the mean, with its 95% t interval over seeds. Variants of one "
+            "seed saw the same batches, so that pairs tell more than these intervals: see below. Evaluated on",
             num_tokens=tokens,
-            is_wide=True,
         )
     ]
     curves = {
@@ -165,7 +173,7 @@ def _variants_table(report: StudyReport) -> Table:
              f"{variant.sizes.parameters:,}", f"{variant.sizes.active_parameters:,}",
              f"{variant.sizes.router_parameters:,}", f"{variant.sizes.flops:,}"]
         )  # fmt: skip
-    head = ["variant", "adds", "matched by", "parameters", "active", "routers", "FLOPs a token"]
+    head = ["variant", "adds", "matched by", *SIZES]
     base = ", ".join([*report.study.base, *(f"{key} {value}" for key, value in report.study.overrides.items())])
     return Table(title="", head=head, rows=rows, reading=f"Base: {base}.")
 

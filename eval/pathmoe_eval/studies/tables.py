@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pathmoe_eval.reports.number_format import UNDEFINED, count
-from pathmoe_eval.reports.page import Cell, Table, Tokens, Words, shown
+from pathmoe_eval.reports.page import Cell, Number, Table, Tokens, Words, shown
 from pathmoe_eval.studies.comparison import Measured, VariantComparison
 from pathmoe_eval.studies.figures import FIGURES, PRIMARY, Figure
 from pathmoe_eval.studies.matching import Sizes
@@ -14,34 +14,69 @@ from pathmoe_eval.studies.statistics import ALPHA, POWER, Ends
 
 _UNTESTED = tuple(figure for figure in FIGURES if figure.key != PRIMARY)
 
+# Title of a table and where its figures are from.
+_GROUPS = {
+    "Paths": ("concentration", "consistency"),
+    "Load and robustness": ("load", "perturbation"),
+    "Cost": ("summary",),
+}
 
-def ranking_table(compared: Sequence[VariantComparison], sizes: Mapping[str, Sizes], baseline: str) -> Table:
-    """Every variant with all of its figures, means over seeds, the fewest bits per byte first."""
-    (primary,) = (figure for figure in FIGURES if figure.key == PRIMARY)
-    there = [figure for figure in _UNTESTED if any(figure.key in one.figures for one in compared)]
-    head = ["variant", "seeds", primary.name, f"less {baseline}", "p, Holm", *(figure.name for figure in there)]
-    rows = [
+
+def ranking_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
+    """Quality of every variant, mean over seeds, the fewest bits per byte first."""
+    figures = [figure for figure in FIGURES if figure.place.startswith("perplexity")]
+    rows: list[list[Cell]] = [
         [
             one.name,
             str(len(one.figures[PRIMARY].by_seed)),
-            _with_interval(primary.form(one.figures[PRIMARY].mean), one.figures[PRIMARY].interval),
+            *(_mean(figure, one) for figure in figures),
             _difference(one.figures[PRIMARY], one.name == baseline),
             "" if one.name == baseline else p_text(one.corrected_p),
-            *(_mean(figure, one) for figure in there),
-            count(sizes[one.name].parameters),
-            count(sizes[one.name].active_parameters),
-            count(sizes[one.name].flops),
         ]
         for one in compared
     ]
-    notes = "; ".join(f"{figure.name}: {figure.note}" for figure in there if figure.note)
     return Table(
         title="",
-        head=[*head, "parameters", "active", "FLOPs a token"],
+        head=["variant", "seeds", *(figure.name for figure in figures), f"less {baseline}", "p, Holm"],
         rows=rows,
-        reading="Means over seeds; below them 95% t intervals over seeds. p is that of a paired t test over seeds, "
-        f"two-sided, corrected after Holm for all comparisons of the study. {notes}.",
+        reading="Means over seeds; below them 95% t intervals over seeds. The difference is that of bits per byte over "
+        "the seeds that both have; p is that of a paired t test over them, two-sided, corrected after Holm for all "
+        "comparisons of the study.",
     )
+
+
+def figure_tables(compared: Sequence[VariantComparison], sizes: Mapping[str, Sizes]) -> list[Table]:
+    """The other figures of every variant, means over seeds, in the order of the ranking."""
+    tables = []
+    for title, sections in _GROUPS.items():
+        figures = [
+            figure
+            for figure in FIGURES
+            if figure.place.split(".")[0] in sections and any(figure.key in one.figures for one in compared)
+        ]
+        is_cost = title == "Cost"
+        rows: list[list[Cell]] = [
+            [one.name, *(_mean(figure, one) for figure in figures), *(_sizes(sizes[one.name]) if is_cost else [])]
+            for one in compared
+        ]
+        notes = [f"{figure.name}: {figure.note}" for figure in figures if figure.note]
+        head = ["variant", *(figure.name for figure in figures), *(SIZES if is_cost else [])]
+        tables.append(Table(title=title, head=head, rows=rows, reading=_sentence("; ".join(notes))))
+    return [table for table in tables if len(table.head) > 1]
+
+
+SIZES = ("parameters", "active", "routers", "FLOPs a token")
+"""Heads of the columns of `_sizes`."""
+
+
+def _sizes(sizes: Sizes) -> list[Cell]:
+    return [
+        count(number) for number in (sizes.parameters, sizes.active_parameters, sizes.router_parameters, sizes.flops)
+    ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def paired_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
@@ -105,24 +140,25 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def in_markdown(table: Table) -> str:
-    """A table in Markdown, with what it reads below it."""
-    lines = [[str(title) for title in table.head], ["---"] * len(table.head)]
-    lines += [[_text(cell) for cell in row] for row in table.rows]
-    text = "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
-    return f"{text}\n\n{_escaped(table.reading)}" if table.reading else text
+def in_markdown(part: Table | str) -> str:
+    """A paragraph, or a table with its title and what it reads below it, in Markdown."""
+    if isinstance(part, str):
+        return _escaped(part)
+    lines = [list(part.head), *([_text(cell) for cell in row] for row in part.rows)]
+    rows = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
+    table = "\n".join([rows[0], "|" + " --- |" * len(part.head), *rows[1:]])
+    title = [f"**{_escaped(part.title)}**"] if part.title else []
+    return "\n\n".join([*title, table, *([_escaped(part.reading)] if part.reading else [])])
 
 
 def _escaped(text: str) -> str:
-    if set(text) == {"-"}:
-        return text
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", shown(text)).replace("&#x27;", "'")
 
 
 def _text(cell: Cell) -> str:
     if isinstance(cell, Tokens):
         return " ".join(cell.texts)
-    if isinstance(cell, Words):
+    if isinstance(cell, Number | Words):
         return f"{cell.text} ({cell.aside})" if cell.aside else cell.text
     return cell
 
@@ -136,12 +172,8 @@ def _mean(figure: Figure, one: VariantComparison) -> Cell:
     return _with_form(form(measured.mean), None if interval is None else f"{form(interval[0])} to {form(interval[1])}")
 
 
-def _with_interval(text: str, interval: Ends | None) -> Cell:
-    return _with_form(text, None if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}")
-
-
 def _with_form(text: str, interval: str | None) -> Cell:
-    return text if interval is None else Words(text, interval)
+    return text if interval is None else Number(text, interval)
 
 
 def _difference(measured: Measured, is_baseline: bool) -> str:

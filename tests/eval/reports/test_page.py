@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathmoe_eval.reports.figure_style import line_figure
-from pathmoe_eval.reports.page import Chapter, Panel, Table, Tokens, Words, page_html, shown
+from pathmoe_eval.reports.page import Chapter, Number, Panel, Table, Tokens, Words, page_html, shown
 
 
 def panel(title: str = "A figure", *, is_wide: bool = False) -> Panel:
@@ -79,6 +79,11 @@ def test_tables_hold_their_cells() -> None:
     assert '<td></td><td class="words"></td><td class="words tokens"></td>' in table
     assert '<h3>T &amp; U</h3><div class="scroll" tabindex="0">' in page
     assert '<p class="reading">How to read.</p>' in page
+
+
+def test_a_number_has_its_interval_below_it() -> None:
+    page = page_of(Table(title="", head=["", "n"], rows=[["a", Number("1.5", "1 to 2")]]))
+    assert "<td><bdi>1.5</bdi><small>1 to 2</small></td>" in page
 
 
 def test_a_page_without_figures_has_no_script_to_run() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from docstring_parser.attrdoc import AttributeDocstrings
 
 from pathmoe_eval.studies.figures import FIGURES
+from tests.training.conftest import attribute_docstrings
 
 STUDY: dict[str, Any] = {
     "base": ["tiny", "mini.yaml"],
@@ -32,6 +34,13 @@ MINI = {
     "data": {"source": "short.jsonl", "validation_fraction": 0.3, "sequence_length": 32, "micro_batch_size": 2},
     "trainer": {"val_check_interval": 5, "limit_val_batches": 2, "log_every_n_steps": 1},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _parse_docstrings_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plan has a parser, which would read the source of all classes that it shows docstrings of."""
+    monkeypatch.setattr(AttributeDocstrings, "get_attr_docs", staticmethod(attribute_docstrings))
+
 
 WriteStudy = Callable[..., Path]
 """From the keys that differ from `STUDY` to its file; a key that is None is left out."""
@@ -89,3 +98,36 @@ def make_results() -> MakeResults:
         ]
 
     return make
+
+
+WriteReport = Callable[..., Path]
+"""From bits per byte of each variant and seed, and keys of a study, to the folder of its report."""
+
+
+@pytest.fixture
+def write_report(write_study: WriteStudy, make_results: MakeResults) -> WriteReport:
+    """Writes the report of results by variant and seed."""
+
+    from pathmoe_eval.studies.comparison import compare_variants
+    from pathmoe_eval.studies.plan import plan_variants
+    from pathmoe_eval.studies.runs import FINISHED, study_runs
+    from pathmoe_eval.studies.study import read_study
+    from pathmoe_eval.studies.study_report import StudyReport, write_study_report
+
+    def write(bits: dict[str, dict[int, float]], **changes: Any) -> Path:
+        study = read_study(str(write_study(**changes)))
+        variants = plan_variants(study)
+        runs = study_runs(study, variants)
+        finished = {(name, seed) for name, by_seed in bits.items() for seed in by_seed}
+        report = StudyReport(
+            study=study, variants=variants, runs=runs, results=make_results(bits),
+            states={
+                run.key: FINISHED if (run.variant.name, run.seed) in finished else "at step 4 of 10, last error: <why>"
+                for run in runs
+            },
+            command="pathmoe-eval study --config mine.yaml", created="2026-01-01T00:00:00",
+        )  # fmt: skip
+        write_study_report(Path("out"), report, compare_variants(report.results, list(study.variants), study.baseline))
+        return Path("out")
+
+    return write

@@ -1,4 +1,4 @@
-"""Which figures a study reads: of reports as the commands write them, see test_study_command for those of real runs."""
+"""Which figures a study reads: of reports as the commands write them, see test_study_command for real ones."""
 
 from typing import Any
 

@@ -2,53 +2,19 @@
 
 import csv
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from pathmoe_eval.studies.comparison import compare_variants
-from pathmoe_eval.studies.plan import plan_variants
-from pathmoe_eval.studies.runs import FINISHED, study_runs
-from pathmoe_eval.studies.study import read_study
-from pathmoe_eval.studies.study_report import StudyReport, summary_lines, write_study_report
-from tests.eval.studies.conftest import MakeResults, WriteStudy
+from pathmoe_eval.studies.study_report import summary_lines
+from tests.eval.studies.conftest import MakeResults, WriteReport
 
 BITS = {"indep": {0: 2.0, 1: 2.2}, "path_b4": {0: 1.5}}
-
-WriteReport = Callable[..., Path]
-
-
-@pytest.fixture
-def write_report(write_study: WriteStudy, make_results: MakeResults) -> WriteReport:
-    """Writes the report of results by variant and seed."""
-
-    def write(bits: dict[str, dict[int, float]], **changes: Any) -> Path:
-        study = read_study(str(write_study(**changes)))
-        variants = plan_variants(study)
-        runs = study_runs(study, variants)
-        finished = {(name, seed) for name, by_seed in bits.items() for seed in by_seed}
-        report = StudyReport(
-            study=study, variants=variants, runs=runs, results=make_results(bits),
-            states={
-                run.key: FINISHED if (run.variant.name, run.seed) in finished else "at step 4 of 10, last error: <why>"
-                for run in runs
-            },
-            command="pathmoe-eval study --config mine.yaml", created="2026-01-01T00:00:00",
-        )  # fmt: skip
-        write_study_report(Path("out"), report, compare_variants(report.results, list(study.variants), study.baseline))
-        return Path("out")
-
-    return write
 
 
 def test_an_unfinished_study_says_what_is_missing_and_reports_the_rest(write_report: WriteReport) -> None:
     out = write_report(BITS)
     text, page = (out / "report.md").read_text(), (out / "index.html").read_text()
-    missing = "Not finished, 1 of 4 runs: path_b4, seed 1: at step 4 of 10, last error: <why>."
-    assert missing in text
-    assert missing.replace("<why>", "&lt;why&gt;") in page
+    missing = "Not finished, 1 of 4 runs: path_b4, seed 1: at step 4 of 10, last error: &lt;why&gt;."
+    assert missing in page and missing.replace("path_b4", "path\\_b4") in text
     assert "3 of 4 runs finished" in text and "fewer than three seeds" in text
     for part in ("## Ranking", "## Differences in bits per byte", "| path\\_b4 | 1 |", "paired t test"):
         assert part in text

@@ -1,9 +1,17 @@
 """The tables of a study, and how they look in Markdown."""
 
-from pathmoe_eval.reports.page import Table, Tokens, Words
+from pathmoe_eval.reports.page import Number, Table, Tokens, Words
 from pathmoe_eval.studies.comparison import compare_variants
+from pathmoe_eval.studies.figures import FIGURES
 from pathmoe_eval.studies.matching import Sizes
-from pathmoe_eval.studies.tables import differences_table, in_markdown, p_text, paired_table, ranking_table
+from pathmoe_eval.studies.tables import (
+    differences_table,
+    figure_tables,
+    in_markdown,
+    p_text,
+    paired_table,
+    ranking_table,
+)
 from tests.eval.studies.conftest import MakeResults
 
 BITS = {"base": {0: 2.0, 1: 2.2, 2: 2.1}, "better": {0: 1.5, 1: 1.72, 2: 1.59}}
@@ -12,22 +20,27 @@ SIZES = {name: Sizes(parameters=1000, active_parameters=200, router_parameters=1
 
 def test_every_test_is_named_where_its_p_value_stands(make_results: MakeResults) -> None:
     compared = compare_variants(make_results(BITS), list(BITS), "base")
-    for table in (ranking_table(compared, SIZES, "base"), paired_table(compared, "base")):
+    for table in (ranking_table(compared, "base"), paired_table(compared, "base")):
         assert "p, Holm" in table.head and "paired t test" in table.reading
         assert all(len(row) == len(table.head) for row in table.rows)
         assert not any("*" in str(cell) for row in table.rows for cell in row)
 
 
-def test_the_ranking_has_the_figures_of_all_variants(make_results: MakeResults) -> None:
-    better, base = (
-        dict(zip(table.head, row, strict=True))
-        for table in [ranking_table(compare_variants(make_results(BITS), list(BITS), "base"), SIZES, "base")]
-        for row in table.rows
-    )
+def test_the_ranking_is_by_bits_per_byte(make_results: MakeResults) -> None:
+    table = ranking_table(compare_variants(make_results(BITS), list(BITS), "base"), "base")
+    better, base = (dict(zip(table.head, row, strict=True)) for row in table.rows)
     assert (better["variant"], better["seeds"], better["less base"]) == ("better", "3", "-0.4967")
-    assert isinstance(better["bits per byte"], Words) and better["bits per byte"].text == "1.603"
+    assert isinstance(better["bits per byte"], Number) and better["bits per byte"].text == "1.6033"
     assert (base["less base"], base["p, Holm"]) == ("", "")
-    assert (base["parameters"], base["active"], base["FLOPs a token"]) == ("1,000", "200", "6,000")
+
+
+def test_every_other_figure_is_in_one_table(make_results: MakeResults) -> None:
+    tables = figure_tables(compare_variants(make_results(BITS), list(BITS), "base"), SIZES)
+    assert [table.title for table in tables] == ["Paths", "Load and robustness", "Cost"]
+    columns = [title for table in tables for title in table.head if title != "variant"]
+    names = [figure.name for figure in FIGURES if not figure.place.startswith("perplexity")]
+    assert columns == [*names, "parameters", "active", "routers", "FLOPs a token"]
+    assert tables[-1].rows[0][-4:] == ["1,000", "200", "10", "6,000"]
 
 
 def test_one_seed_has_no_intervals(make_results: MakeResults) -> None:
@@ -45,7 +58,8 @@ def test_p_values() -> None:
 
 def test_markdown_shows_cells_as_they_are() -> None:
     rows = [["a_b", Words("x|y", "<i>"), Tokens(("p", "q")), "< 0.001"]]
-    table = Table(title="", head=["", "w", "t", "it's"], rows=rows, reading="*read*")
+    table = Table(title="A title", head=["", "w", "t", "it's"], rows=rows, reading="*read*")
     assert in_markdown(table) == (
-        "|  | w | t | it's |\n| --- | --- | --- | --- |\n| a\\_b | x\\|y (&lt;i&gt;) | p q | &lt; 0.001 |\n\n\\*read\\*"
+        "**A title**\n\n|  | w | t | it's |\n| --- | --- | --- | --- |\n"
+        "| a\\_b | x\\|y (&lt;i&gt;) | p q | &lt; 0.001 |\n\n\\*read\\*"
     )

@@ -1,0 +1,56 @@
+"""Results, from folders as runs leave them; test_study_command reads those of real runs."""
+
+# Shapes: M documents.
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pathmoe.training.run_record import RunRecord
+from pathmoe_eval.studies.plan import plan_variants
+from pathmoe_eval.studies.results import read_results
+from pathmoe_eval.studies.runs import StudyRun, study_runs
+from pathmoe_eval.studies.study import read_study
+from tests.eval.studies.conftest import WriteStudy
+
+RUN = {"command": "", "model": "m", "data": "held-out", "num_tokens": 90, "data_hash": "abc"}
+DOCUMENTS = [
+    {"nats": 6.0, "num_bytes": 4.0, "num_tokens": 3}, {"nats": 0.0, "num_bytes": 0.0, "num_tokens": 0},
+    {"nats": 2.0, "num_bytes": 5.0, "num_tokens": 1},
+]  # fmt: skip
+
+
+def write_report(folder: Path, sections: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({"format": 2, "run": RUN, "sections": sections}))
+
+
+def write_run(run: StudyRun, bits_per_byte: float) -> None:
+    total = {"perplexity": 7.5, "bits_per_byte": bits_per_byte}
+    write_report(run.evaluation_folder, {"perplexity": {"total": total, "by_document": DOCUMENTS}, "load": {}})
+    assert run.perturbation_folder is not None
+    one = {"intervention": "permutation per layer", "setting": None, "rise_percent": 40.0, "listed_share": None}
+    write_report(run.perturbation_folder, {"perturbation": {"perturbed": [one]}})
+    (run.folder / "summary.json").write_text(json.dumps({"steps": 10, "seconds": 12.5}))
+    RunRecord().with_part({"first_step": 0, "threads": 2}, {}).with_part({"first_step": 4, "threads": 1}, {}).write(
+        run.folder
+    )
+    (run.folder / "csv" / "version_0").mkdir(parents=True)
+    (run.folder / "csv" / "version_0" / "metrics.csv").write_text("step,val/loss\n9,5.0\n")
+
+
+def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> None:
+    study = read_study(str(write_study(evaluation={"perturbation_tokens": 40})))
+    runs = study_runs(study, plan_variants(study))
+    write_run(runs[0], 1.5)
+    write_run(runs[3], 1.25)
+    first, last = read_results(runs)
+    assert [(one.variant, one.seed, one.folder) for one in (first, last)] == [
+        ("indep", 0, runs[0].folder), ("path_b4", 1, runs[3].folder),
+    ]  # fmt: skip
+    assert first.figures == {
+        "perplexity": 7.5, "bits_per_byte": 1.5, "rise_permuted_per_layer": 40.0, "seconds": 12.5,
+    }  # fmt: skip
+    assert (first.nats_M.tolist(), first.bytes_M.tolist()) == ([6.0, 2.0], [4.0, 5.0]), "documents that were scored"
+    assert first.curve == {640: 5.0} and (first.num_tokens, first.data_hash) == (90, "abc")
+    assert first.provenance["threads"] == 1, "of the part that ended it"
