@@ -77,7 +77,7 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[int, float]]], order: Se
             "legendgroup": name,
         }  # fmt: skip
         figure.add_scatter(y=[min(losses) for losses in by_tokens], **edge)
-        figure.add_scatter(y=[max(losses) for losses in by_tokens], fill="tonexty", opacity=0.4, **edge)
+        figure.add_scatter(y=[max(losses) for losses in by_tokens], fill="tonexty", **edge)
         figure.add_scatter(
             x=tokens,
             y=[sum(losses) / len(losses) for losses in by_tokens],

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from pathmoe_eval.studies.execution import log_of
 from pathmoe_eval.studies.runs import StudyRun
 
 _HEAD = """\
@@ -53,7 +54,7 @@ def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: i
     Args:
         name: of the study.
         runs: at least one; those of one key are one task.
-        logs: folder of what the tasks say, which must be there.
+        logs: folder of what each run says, where a report looks for it; it must be there.
         num_threads: CPUs of a device.
         python: the program that runs the commands.
 
@@ -72,17 +73,18 @@ def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: i
     devices = devices if devices.isdigit() else "1"
     gpus = "" if accelerator == "cpu" else f"#SBATCH --gpus-per-node={devices}\n"
     head = _HEAD.format(
-        name=name, number=len(runs), last=len(runs) - 1, nodes=nodes, devices=devices, threads=num_threads, gpus=gpus,
-        logs=shlex.quote(str(logs)),
+        name=shlex.quote(name), number=len(runs), last=len(runs) - 1, nodes=nodes, devices=devices,
+        threads=num_threads, gpus=gpus, logs=shlex.quote(str(logs)),
     )  # fmt: skip
-    return head + "".join(_task(place, run, python) for place, run in enumerate(runs)) + _TAIL
+    tasks = [_task(place, run, log_of(logs, run), python) for place, run in enumerate(runs)]
+    return head + "".join(tasks) + _TAIL
 
 
 _OF_THE_JOB = ("num_nodes", "devices", "accelerator")
 
 
-def _task(place: int, run: StudyRun, python: str) -> str:
-    lines = [f"  {place}) # {run.name}"]
+def _task(place: int, run: StudyRun, log: Path, python: str) -> str:
+    lines = [f"  {place}) # {run.name}", f"    exec >>{shlex.quote(str(log))} 2>&1"]
     for arguments in run.commands():
         prefix = "fit " if "fit" in arguments[:3] else ""
         lines.append(f"    {prefix}{shlex.join([python, *arguments])}")

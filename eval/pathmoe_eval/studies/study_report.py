@@ -100,7 +100,7 @@ def _chapters(report: StudyReport, compared: Sequence[VariantComparison]) -> lis
         Chapter(title="Their differences", notes=[], parts=[differences] if tests.rows and differences.rows else []),
         Chapter(title="Variants", notes=[], parts=[_variants_table(report)]),
         Chapter(title="Runs", notes=_circumstances(report), parts=[_runs_table(report)]),
-        Chapter(title="How this was made", notes=[report.command, f"{report.created} UTC"], parts=[]),
+        Chapter(title="How this was made", notes=[report.command, report.created], parts=[]),
     ]
 
 
@@ -197,11 +197,18 @@ def _circumstances(report: StudyReport) -> list[str]:
     """Commits, versions and threads of the runs, of which there should be one each."""
     notes = []
     for key, words in (("git_commit", "commit"), ("torch", "torch"), ("threads", "threads"), ("device", "device")):
-        found = sorted({str(result.provenance.get(key)) for result in report.results} - {"None"})
+        found = sorted({_fact(result.provenance, key) for result in report.results} - {""})
         if found:
             warning = ": runs differ in it, which may be what differs between them" if len(found) > 1 else ""
             notes.append(f"{words}: {', '.join(found)}{warning}")
     return [". ".join(notes) + "."] if notes else []
+
+
+def _fact(provenance: Mapping[str, Any], key: str) -> str:
+    """A fact of a run in words; empty where it is not known."""
+    value = provenance.get(key)
+    changes = " with changes" if key == "git_commit" and provenance.get("git_dirty") else ""
+    return "" if value is None else f"{value}{changes}"
 
 
 def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict[str, Any]:

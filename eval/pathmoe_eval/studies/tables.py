@@ -24,20 +24,21 @@ _GROUPS = {
 
 def ranking_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
     """Quality of every variant, mean over seeds, the fewest bits per byte first."""
-    figures = [figure for figure in FIGURES if figure.place.startswith("perplexity")]
+    primary, perplexity = (next(one for one in FIGURES if one.key == key) for key in (PRIMARY, "perplexity"))
     rows: list[list[Cell]] = [
         [
             one.name,
-            str(len(one.figures[PRIMARY].by_seed)),
-            *(_mean(figure, one) for figure in figures),
+            _mean(primary, one),
             _difference(one.figures[PRIMARY], one.name == baseline),
             "" if one.name == baseline else p_text(one.corrected_p),
+            str(len(one.figures[PRIMARY].by_seed)),
+            _mean(perplexity, one),
         ]
         for one in compared
     ]
     return Table(
         title="",
-        head=["variant", "seeds", *(figure.name for figure in figures), f"less {baseline}", "p, Holm"],
+        head=["variant", primary.name, f"less {baseline}", "p, Holm", "seeds", perplexity.name],
         rows=rows,
         reading="Means over seeds; below them 95% t intervals over seeds. The difference is that of bits per byte over "
         "the seeds that both have; p is that of a paired t test over them, two-sided, corrected after Holm for all "

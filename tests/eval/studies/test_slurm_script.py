@@ -13,6 +13,8 @@ from pathmoe_eval.studies.slurm_script import slurm_script
 from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import WriteStudy
 
+LOGS = Path("runs/studies/a b/logs")
+
 
 def planned(file: Path) -> list[StudyRun]:
     study = read_study(str(file))
@@ -23,7 +25,7 @@ def planned(file: Path) -> list[StudyRun]:
 def script(write_study: WriteStudy) -> str:
     overrides = {"model.config.layers_per_router": [2, 2]}
     variants = {"indep": {"configs": ["indep"]}, "b": {"configs": ["indep"], "overrides": overrides}}
-    return slurm_script("mine", planned(write_study(variants=variants)), Path("runs/studies/a b/logs"), 3)
+    return slurm_script("mine", planned(write_study(variants=variants)), LOGS, 3)
 
 
 def test_it_is_bash_that_shellcheck_accepts(script: str, folder: Path) -> None:
@@ -51,7 +53,7 @@ def test_a_task_trains_its_run_and_evaluates_it(
     programs.mkdir()
     for name, body in {
         "srun": f'shift; "$@"; exit {fit_status}', "scontrol": 'echo "scontrol $*" >> said',
-        "python": 'echo "$*" >> said',
+        "python": 'echo "$*" >> said; echo a word',
     }.items():  # fmt: skip
         (programs / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (programs / name).chmod(0o755)
@@ -59,6 +61,7 @@ def test_a_task_trains_its_run_and_evaluates_it(
     environment = os.environ | {
         "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77",
     }  # fmt: skip
+    LOGS.mkdir(parents=True)
     ended = subprocess.run(["bash", "study.sbatch"], env=environment)
     assert ended.returncode == status
     fit, paths = planned(folder / "mine.yaml")[3].commands()
@@ -68,6 +71,7 @@ def test_a_task_trains_its_run_and_evaluates_it(
     if requeued:
         expected.append("scontrol requeue 77_3")
     assert (folder / "said").read_text().splitlines() == expected
+    assert (LOGS / "b-seed1.log").read_text().startswith("a word\n")
 
 
 def test_gpus_are_those_of_the_trainer(write_study: WriteStudy) -> None:
