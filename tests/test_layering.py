@@ -56,7 +56,13 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 def _source_files() -> list[Path]:
     """Every Python file of the project, tests included."""
-    folders = [*PACKAGES.values(), ROOT / "kernels" / "bench", ROOT / "eval" / "bench", ROOT / "tests"]
+    folders = [
+        *PACKAGES.values(),
+        ROOT / "kernels" / "bench",
+        ROOT / "eval" / "bench",
+        ROOT / "eval" / "tasks",
+        ROOT / "tests",
+    ]
     return [ROOT / "train.py", *sorted(path for folder in folders for path in folder.rglob("*.py"))]
 
 

@@ -53,14 +53,14 @@ def _needed(declared: list[Requirement]) -> set[str]:
 
 
 def test_constraints_cover_everything_that_is_installed() -> None:
-    needed = _needed(_declared(extras=("dev", "tensorboard")))
+    needed = _needed(_declared(extras=("dev", "tasks", "tensorboard")))
     missing = {name for name in needed - _constraints().keys() if not PINNED_BY_TORCH.match(name)}
     assert not missing, f"constraints.txt lacks {sorted(missing)}"
 
 
 def test_constraints_lie_within_the_declared_ranges() -> None:
     constraints = _constraints()
-    for requirement in _declared(extras=("dev", "tensorboard")):
+    for requirement in _declared(extras=("dev", "tasks", "tensorboard")):
         for pin in constraints[canonicalize_name(requirement.name)].specifier:
             assert requirement.specifier.contains(pin.version), f"constraints.txt: {pin}, pyproject.toml: {requirement}"
 
@@ -81,7 +81,7 @@ def test_every_import_is_declared() -> None:
     third_party = imported - sys.stdlib_module_names - {folder.name for folder in PACKAGE_FOLDERS}
     distributions = metadata.packages_distributions()
     provided = {name: {canonicalize_name(d) for d in distributions.get(name, [name])} for name in third_party}
-    declared = {canonicalize_name(requirement.name) for requirement in _declared(extras=("tensorboard",))}
+    declared = {canonicalize_name(requirement.name) for requirement in _declared(extras=("tasks", "tensorboard"))}
     undeclared = sorted(name for name, candidates in provided.items() if not candidates & declared)
     assert not undeclared, f"pyproject.toml does not declare what provides {undeclared}"
 

@@ -25,6 +25,7 @@ from pathmoe_eval.locality_command import Compiling, locality_command
 from pathmoe_eval.perturbations.perturbing import Perturbations
 from pathmoe_eval.reports.compare import compare_command
 from pathmoe_eval.studies.study_command import Execution, study_command
+from pathmoe_eval.tasks_command import TaskOptions, tasks_command
 
 # The docstrings of fields are the help of their options.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -39,13 +40,16 @@ def main() -> None:
 
 def evaluation_parser() -> OneLineParser:
     """The parser of the command line."""
-    parser = OneLineParser(prog="pathmoe-eval", description="Perplexity and expert paths of any MoE of transformers.")
+    parser = OneLineParser(
+        prog="pathmoe-eval", description="Perplexity, expert paths and tasks of any MoE of transformers."
+    )
     parsers = {
         "paths": _paths_parser(),
         "perplexity": _perplexity_parser(),
         "perturb": _perturb_parser(),
         "record": _record_parser(),
         "locality": _locality_parser(),
+        "tasks": _tasks_parser(),
         "compare": _compare_parser(),
         "study": _study_parser(),
     }
@@ -62,7 +66,7 @@ def _main() -> None:
     disable_progress_bar()  # of transformers, which loads models in less time than it takes to read it
     run = {
         "paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "locality": _locality,
-        "compare": _compare, "study": _study,
+        "tasks": _tasks, "compare": _compare, "study": _study,
     }  # fmt: skip
     run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
 
@@ -171,6 +175,15 @@ def _locality_parser() -> OneLineParser:
     return parser
 
 
+def _tasks_parser() -> OneLineParser:
+    parser = OneLineParser(description="Downstream tasks of lm-evaluation-harness, beside chance, with intervals.")
+    parser.add_argument("--model", type=str, required=True, help="As for record.")
+    parser.add_class_arguments(TaskOptions, as_group=False)
+    parser.add_class_arguments(ModelOptions, as_group=False, skip={"model", "stride"})
+    parser.add_argument("--out", type=Path, default=Path("tasks"), help="Folder of tasks.json.")
+    return parser
+
+
 # Windows are for documents.
 _NOT_OF_GENERATION = {"model", "max_length", "stride"}
 
@@ -261,6 +274,11 @@ def _locality(options: Namespace, command: str) -> None:
     locality_command(
         model, options.prompt, options.trace, generation, compiling, comparison, seed, options.out, command
     )
+
+
+def _tasks(options: Namespace, command: str) -> None:
+    model = ModelOptions(model=options.model, dtype=options.dtype, device=options.device, max_length=options.max_length)
+    tasks_command(model, _settings(TaskOptions, options), options.out, command)
 
 
 def _compare(options: Namespace, command: str) -> None:

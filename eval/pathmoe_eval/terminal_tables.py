@@ -1,11 +1,12 @@
 """Results as tables for a terminal of 80 columns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathmoe_eval.evaluation.perplexity import PerplexityResult
 from pathmoe_eval.perturbations.robustness import Robustness
 from pathmoe_eval.reports.locality_summary import level_name, pairs_name
+from pathmoe_eval.reports.number_format import ratio
 from pathmoe_eval.reports.summary import perturbed_name
 
 
@@ -60,3 +61,26 @@ def locality_lines(sections: Mapping[str, Any]) -> list[str]:
         lines.append(f"{pairs_name(one):36} {one['num_pairs']:6,} {cells[0]:>15} {cells[1]:>15}".rstrip())
     null = sections["decomposition"][0]["jaccard_null_uniform_ratio"]
     return [*lines, f"x: times the {null:.4f} of independent uniform sets"]
+
+
+def task_lines(results: Sequence[Mapping[str, Any]], mean: Mapping[str, Any] | None) -> list[str]:
+    """Downstream tasks, as `tasks.json` has them, as a table for the terminal; their mean below them."""
+    lines = [_task_line("task", "metric", "shots", "value", "95% interval", "chance", "documents")]
+    for result in results:
+        shots = "" if result["num_fewshot"] is None else str(result["num_fewshot"])
+        for one in result["metrics"]:
+            figures = _task_figures(one)
+            lines.append(_task_line(result["task"], one["metric"], shots, *figures, f"{result['num_documents']:,}"))
+    if mean is not None:
+        lines.append(_task_line("mean of the tasks", "", "", *_task_figures(mean), ""))
+    return lines
+
+
+def _task_figures(of: Mapping[str, Any]) -> tuple[str, str, str]:
+    value = "" if of["value"] is None else f"{of['value']:.4f}" if abs(of["value"]) < 10 else ratio(of["value"])
+    interval = "" if of["interval"] is None else "{:.4f} to {:.4f}".format(*of["interval"])
+    return value, interval, "" if of["value_null"] is None else f"{of['value_null']:.4f}"
+
+
+def _task_line(task: str, metric: str, shots: str, value: str, interval: str, chance: str, documents: str) -> str:
+    return f"{task[:18]:18} {metric[:11]:11} {shots:>5} {value:>8} {interval:>16} {chance:>6} {documents:>9}".rstrip()

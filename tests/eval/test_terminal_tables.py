@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pathmoe_eval.evaluation.perplexity import DomainPerplexity, PerplexityResult, PerplexityWithInterval
 from pathmoe_eval.perturbations.robustness import PerturbedPerplexity, Robustness
-from pathmoe_eval.terminal_tables import locality_lines, perplexity_lines, robustness_lines
+from pathmoe_eval.terminal_tables import locality_lines, perplexity_lines, robustness_lines, task_lines
 
 FIGURES: dict[str, Any] = {"num_documents": 3, "num_tokens": 123_456_789, "num_bytes": 1e9, "nats": 5e8}
 
@@ -140,3 +140,22 @@ def test_a_study_has_its_groups_and_its_overlap() -> None:
     assert lines[6].split()[-3:] == ["123,456", "0.500", "(31.5x)"]
     assert lines[7] == "x: times the 0.0159 of independent uniform sets"
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_tasks_with_and_without_intervals_and_their_mean() -> None:
+    acc = {"metric": "acc", "value": 0.625, "interval": [0.25, 1.0], "value_null": 0.5}
+    other = {"metric": "a_metric_of_a_long_name", "value": 12345.678, "interval": None, "value_null": None}
+    nothing = other | {"metric": "perplexity", "value": None}
+    shots = {"task": "a task of a name that is longer than a column", "num_fewshot": 5, "num_documents": 12_345_678}
+    results = [
+        shots | {"metrics": [acc, other]},
+        {"task": "x", "num_fewshot": None, "num_documents": 7, "metrics": [nothing]},
+    ]
+    lines = task_lines(results, {"value": 0.5, "interval": [0.4, 0.6], "value_null": None})
+    assert lines[0].split() == ["task", "metric", "shots", "value", "95%", "interval", "chance", "documents"]
+    assert lines[1].split()[-8:] == ["acc", "5", "0.6250", "0.2500", "to", "1.0000", "0.5000", "12,345,678"]
+    assert lines[2].split()[-4:] == ["a_metric_of", "5", "12,346", "12,345,678"]
+    assert lines[3].split() == ["x", "perplexity", "7"]
+    assert lines[4].split() == ["mean", "of", "the", "tasks", "0.5000", "0.4000", "to", "0.6000"]
+    assert max(map(len, lines)) <= 80
+    assert len(task_lines(results, None)) == 4

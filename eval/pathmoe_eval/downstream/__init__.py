@@ -1,0 +1,1 @@
+"""Downstream tasks of lm-evaluation-harness."""

@@ -1,0 +1,195 @@
+"""Tasks by name: those of lm-evaluation-harness and YAML files of its form, with their data, or refused in a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import lm_eval.api.task as harness_task
+from datasets import disable_progress_bars
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from pathmoe.data.hub import go_offline_without_hub
+from pathmoe.training.config_files import config_folder
+
+_SHIPPED = "tasks"
+_DIGITS = 16
+_TASKS_OF_THE_HARNESS = (
+    "a list of names of lm_eval's tasks or groups, and of YAML files of such, with commas between them"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedTasks:
+    """What one name of a list stands for."""
+
+    name: str
+    rows: tuple[Task | Group, ...]
+    """Tasks, and groups whose tasks count together as one: those that say how to aggregate."""
+    is_group: bool
+    """Whether the rows belong together, so that their mean says something."""
+
+
+def load_tasks(listed: str, manager: TaskManager | None = None) -> list[NamedTasks]:
+    """Load the tasks that a list names, with their data.
+
+    Args:
+        listed: names of the harness, files (a `task` or a `group`, as the harness has them), or names of files in
+            `configs/tasks`, with commas between them.
+        manager: of the tasks with names; None reads those of the harness where a name or a group asks for them, which
+            takes seconds.
+
+    Raises:
+        ValueError: no name or an unknown one, a task that occurs twice, one whose data can't be had, one that runs code
+            which models have written, one of images or sound, or one with fewer examples than it is to show.
+    """
+    names = [name.strip() for name in listed.split(",")]
+    if not all(names):
+        raise ValueError(f"--tasks ({listed}) must be {_TASKS_OF_THE_HARNESS}; name some")
+    files = {name: _file(name) for name in names}
+    if manager is None:
+        manager = TaskManager(include_defaults=any(map(_needs_names, files.values())))
+    for name, file in files.items():
+        if file is None:
+            _check_name(name, manager)
+    has_hub = go_offline_without_hub()
+    with quietly():
+        loaded = [_load(name, files[name], manager, has_hub) for name in names]
+    tasks = [task for named in loaded for row in named.rows for task in tasks_of(row)]
+    _check_once(tasks)
+    for task in tasks:
+        _check_kind(task)
+        _check_shots(task)
+    return loaded
+
+
+def recipe_of(row: Task | Group) -> str:
+    """Hash of the configuration and version of each task of a row, but for where its file lies."""
+    recipes = [[task.dump_config() | {"metadata": None}, str(task.VERSION)] for task in tasks_of(row)]
+    return hashlib.sha256(json.dumps(recipes, sort_keys=True, default=str).encode()).hexdigest()[:_DIGITS]
+
+
+def name_of(row: Task | Group) -> str:
+    """What a row is called."""
+    return str(row.name if isinstance(row, Group) else row.task_name)
+
+
+def tasks_of(row: Task | Group) -> list[Task]:
+    """The tasks of a row."""
+    return row.get_all_tasks() if isinstance(row, Group) else [row]
+
+
+def _file(name: str) -> Path | None:
+    """The file that a name stands for, also one that is shipped; None where it is the name of a task."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = config_folder() / _SHIPPED / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    is_named = name == shipped.stem or name.removesuffix(".yaml") == f"configs/{_SHIPPED}/{shipped.stem}"
+    if is_named and shipped.is_file():
+        return shipped
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        raise ValueError(f"--tasks ({name}) must be a file that is there; check the path")
+    return None
+
+
+def _needs_names(file: Path | None) -> bool:
+    """Whether a name of the harness's must be known: a group names its tasks."""
+    return file is None or re.search("^group:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def _check_name(name: str, manager: TaskManager) -> None:
+    if name in manager.task_index:
+        return
+    close = get_close_matches(name, manager.all_tasks, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`lm_eval ls tasks` lists them"
+    raise ValueError(f"--tasks ({name}) must be {_TASKS_OF_THE_HARNESS}; {hint}")
+
+
+def _load(name: str, file: Path | None, manager: TaskManager, has_hub: bool) -> NamedTasks:
+    try:
+        loaded = manager.load([name if file is None else _known(file, manager)])
+    except Exception as error:
+        # Whatever a task, its data and the code beside it may raise.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if not has_hub and isinstance(error, ConnectionError):
+            raise ValueError(
+                f"--tasks ({name}) must have its data on this machine where the hub can't be reached ({reason}); run "
+                "it once where it can be, and bring the cache (HF_HOME) from there"
+            ) from error
+        raise ValueError(f"--tasks ({name}) could not be loaded ({reason}); mend it, or leave it out") from error
+    # The group that was asked for comes before those in it.
+    group = next(iter(loaded.get("groups", {}).values()), None)
+    if group is None:
+        return NamedTasks(name=name, rows=tuple(loaded["tasks"].values()), is_group=False)
+    return NamedTasks(name=str(group.name), rows=tuple(_rows(group)), is_group=True)
+
+
+def _known(file: Path, manager: TaskManager) -> str:
+    """A file as `load` of the manager takes it: by itself that takes files of tasks only, and groups by their names."""
+    content = load_yaml(file, resolve_func=False)
+    if "group" not in content:
+        return str(file)
+    name = str(content["group"])
+    manager.task_index[name] = Entry(name=name, kind=Kind.GROUP, yaml_path=file.resolve(), cfg=content)
+    return name
+
+
+def _rows(item: Task | Group) -> Iterator[Task | Group]:
+    if isinstance(item, Group) and not item.has_aggregation:
+        for child in item:
+            yield from _rows(child)
+    else:
+        yield item
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the harness from warning of what it takes for granted, and from bars where no terminal shows them."""
+    logger, bar = logging.getLogger("lm_eval"), harness_task.tqdm
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    harness_task.tqdm = partial(bar, disable=None)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        harness_task.tqdm = bar
+
+
+def _check_once(tasks: list[Task]) -> None:
+    name, times = Counter(task.task_name for task in tasks).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"--tasks ({name}) must name each task once, but it is there {times} times; leave one out")
+
+
+def _check_kind(task: Task) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ValueError(f"--tasks ({task.task_name}) must not run code that a model has written; leave it out")
+    if getattr(task, "MULTIMODAL", False):
+        raise ValueError(f"--tasks ({task.task_name}) must be of text alone, not of images or sound; leave it out")
+
+
+def _check_shots(task: Task) -> None:
+    shots = task.get_config("num_fewshot") or 0
+    if shots:
+        # The harness shows no question its own answer where it takes both from one split.
+        number = len(task.sampler.df) - (task.fewshot_cfg.split == task.get_config("test_split"))
+        if shots > number:
+            raise ValueError(
+                f"--tasks ({task.task_name}): num_fewshot ({shots}) must be at most the {number} examples that it has; "
+                "lower it"
+            )
