@@ -73,8 +73,8 @@ def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: i
     devices = devices if devices.isdigit() else "1"
     gpus = "" if accelerator == "cpu" else f"#SBATCH --gpus-per-node={devices}\n"
     head = _HEAD.format(
-        name=name, number=len(runs), last=len(runs) - 1, nodes=nodes, devices=devices, threads=num_threads, gpus=gpus,
-        logs=shlex.quote(str(logs)),
+        name=shlex.quote(name), number=len(runs), last=len(runs) - 1, nodes=nodes, devices=devices,
+        threads=num_threads, gpus=gpus, logs=shlex.quote(str(logs)),
     )  # fmt: skip
     tasks = [_task(place, run, log_of(logs, run), python) for place, run in enumerate(runs)]
     return head + "".join(tasks) + _TAIL

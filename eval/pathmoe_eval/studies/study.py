@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -134,14 +135,13 @@ def _settings(kind: type[Settings], content: Mapping[str, Any], prefix: str, fil
     _refuse_unknown(kind, content, prefix, file)
     known = {one.name: one for one in fields(kind)}
     for key, value in content.items():
-        expected, words = _TYPES.get(str(known[key].type), (object, ""))
-        if not _is_of_type(value, str(known[key].type), expected):
-            raise ValueError(f"{prefix}{key} ({value!r}) in {file} must be {words}; change it")
-    try:
-        return kind(**content)
-    except TypeError as error:
-        missing = next(name for name in known if name not in content and f"'{name}'" in str(error))
-        raise ValueError(f"{prefix}{missing} (missing) in {file} must be given; add it") from error
+        annotation = str(known[key].type)
+        if annotation in _TYPES and not _is_of_type(value, annotation):
+            raise ValueError(f"{prefix}{key} ({value!r}) in {file} must be {_TYPES[annotation][1]}; change it")
+    for one in known.values():
+        if one.name not in content and one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{prefix}{one.name} (missing) in {file} must be given; add it")
+    return kind(**content)
 
 
 def _refuse_unknown(kind: type[Any], content: Mapping[str, Any], prefix: str, file: Path) -> None:
@@ -152,13 +152,12 @@ def _refuse_unknown(kind: type[Any], content: Mapping[str, Any], prefix: str, fi
             raise ValueError(f"{prefix}{key} ({value!r}) in {file} is not a key of a study; it takes {allowed}")
 
 
-def _is_of_type(value: Any, annotation: str, expected: type) -> bool:
+def _is_of_type(value: Any, annotation: str) -> bool:
+    expected = _TYPES[annotation][0]
     if annotation.endswith("| None") and value is None:
         return True
     if annotation.startswith("list"):
         return isinstance(value, list) and all(_is_plain(one, expected) for one in value)
-    if annotation.startswith("dict[str, Variant]") or annotation not in _TYPES:
-        return True
     if annotation.startswith("dict"):
         return isinstance(value, dict) and all(isinstance(one, expected) for one in value.values())
     return _is_plain(value, expected)
@@ -179,6 +178,10 @@ def _check(study: Study, file: Path) -> None:
         raise ValueError(f"seeds ({study.seeds}) in {file} must be different and at least 0; change them")
     if not study.variants:
         raise ValueError(f"variants ({{}}) in {file} must name at least one variant; add it")
+    if wrong := [name for name in study.variants if not re.fullmatch(r"[\w.+-]+", name)]:
+        raise ValueError(
+            f"variants ({wrong[0]}) in {file} must have a name of letters, digits and any of _ . + -; rename it"
+        )
     if study.tokens < 1:
         raise ValueError(f"tokens ({study.tokens}) in {file} must be at least 1; raise it")
     for key in ("max_tokens", "perturbation_tokens"):
@@ -207,8 +210,8 @@ def _check(study: Study, file: Path) -> None:
         f"variants.{name}.overrides": variant.overrides for name, variant in study.variants.items()
     }
     for where, overrides in all_overrides.items():
-        for key in overrides.keys() & _SET_HERE.keys():
-            raise ValueError(
-                f"{where}: {key} ({overrides[key]}) in {file} must not be set, since it follows {_SET_HERE[key]}; "
-                "remove it"
-            )
+        for key, value in overrides.items():
+            if key in _SET_HERE:
+                raise ValueError(
+                    f"{where}: {key} ({value}) in {file} must not be set, since it follows {_SET_HERE[key]}; remove it"
+                )

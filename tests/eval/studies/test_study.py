@@ -41,6 +41,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"variants": {"indep": {"config": ["a"]}}},
      r"variants.indep.config \(\['a'\]\) in .* is not a key of a study; it takes configs, overrides"),
     ({"variants": {"indep": {"configs": "a"}}}, r"variants.indep.configs \('a'\) in .* must be a list of text"),
+    ({"variants": {"indep": {}, "a/b": {}}},
+     r"variants \(a/b\) in .* must have a name of letters, digits and any of _ . \+ -; rename it"),
     ({"tokens": 0}, r"tokens \(0\) in .* must be at least 1; raise it"),
     ({"tokens": 1e6}, r"tokens \(1000000.0\) in .* must be a whole number; change it"),
     ({"token": 5}, r"token \(5\) in .* is not a key of a study; it takes .*tokens"),

@@ -7,7 +7,7 @@ import pytest
 from tests.eval.reports.test_page_browser import check, opened, pytestmark  # noqa: F401  # the marks of this file, too
 from tests.eval.studies.conftest import WriteReport
 
-VARIANTS = {name: {"configs": ["indep"]} for name in ("indep", *(f"<i>variant {number}</i>" for number in range(8)))}
+VARIANTS = {name: {"configs": ["indep"]} for name in ("indep", *(f"variant{number}" for number in range(8)))}
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, True), (400, False)])
