@@ -210,8 +210,8 @@ def _check(study: Study, file: Path) -> None:
         f"variants.{name}.overrides": variant.overrides for name, variant in study.variants.items()
     }
     for where, overrides in all_overrides.items():
-        if key := next((key for key in overrides if key in _SET_HERE), None):
-            raise ValueError(
-                f"{where}: {key} ({overrides[key]}) in {file} must not be set, since it follows {_SET_HERE[key]}; "
-                "remove it"
-            )
+        for key, value in overrides.items():
+            if key in _SET_HERE:
+                raise ValueError(
+                    f"{where}: {key} ({value}) in {file} must not be set, since it follows {_SET_HERE[key]}; remove it"
+                )
