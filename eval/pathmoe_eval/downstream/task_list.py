@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lm_eval.api.task as harness_task
 from datasets import disable_progress_bars
@@ -60,15 +60,22 @@ def load_tasks(listed: str, manager: TaskManager | None = None) -> list[NamedTas
     if not all(names):
         raise ValueError(f"--tasks ({listed}) must be {_TASKS_OF_THE_HARNESS}; name some")
     files = {name: _file(name) for name in names}
+    contents = {name: _read(name, file) for name, file in files.items() if file is not None}
     if manager is None:
-        manager = TaskManager(include_defaults=any(map(_needs_names, files.values())))
-    for name, file in files.items():
-        if file is None:
-            _check_name(name, manager)
+        # A group names its tasks.
+        needs_names = len(contents) < len(files) or any("group" in content for content in contents.values())
+        manager = TaskManager(include_defaults=needs_names)
+    for name in files:
+        for known in _names_in(contents[name]) if name in contents else [name]:
+            _check_name(known, manager)
     has_hub = go_offline_without_hub()
     with quietly():
-        loaded = [_load(name, files[name], manager, has_hub) for name in names]
+        loaded = [
+            _load(name, _known(name, files[name], contents.get(name), manager), manager, has_hub) for name in names
+        ]
     tasks = [task for named in loaded for row in named.rows for task in tasks_of(row)]
+    if not tasks:
+        raise ValueError(f"--tasks ({listed}) must hold tasks, but its groups hold none; add some to them")
     _check_once(tasks)
     for task in tasks:
         _check_kind(task)
@@ -105,9 +112,23 @@ def _file(name: str) -> Path | None:
     return None
 
 
-def _needs_names(file: Path | None) -> bool:
-    """Whether a name of the harness's must be known: a group names its tasks."""
-    return file is None or re.search("^group:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+def _read(name: str, file: Path) -> dict[str, Any]:
+    """What a file of a task or a group holds, functions as their names."""
+    try:
+        return load_yaml(file, resolve_func=False)
+    except Exception as error:
+        raise ValueError(f"--tasks ({name}) could not be read ({_reason(error)}); mend it") from error
+
+
+def _names_in(content: Mapping[str, Any]) -> Iterator[str]:
+    """The tasks and groups that a group takes from the harness; those that it defines itself are not among them."""
+    for member in (content.get("task") or []) if "group" in content else []:
+        if isinstance(member, str):
+            yield member
+        elif not {"dataset_path", "custom_dataset", "class"} & member.keys() and not isinstance(
+            member.get("task"), list
+        ):
+            yield str(member.get("group") or member.get("task"))
 
 
 def _check_name(name: str, manager: TaskManager) -> None:
@@ -118,18 +139,30 @@ def _check_name(name: str, manager: TaskManager) -> None:
     raise ValueError(f"--tasks ({name}) must be {_TASKS_OF_THE_HARNESS}; {hint}")
 
 
-def _load(name: str, file: Path | None, manager: TaskManager, has_hub: bool) -> NamedTasks:
+def _known(name: str, file: Path | None, content: Mapping[str, Any] | None, manager: TaskManager) -> str:
+    """A name or file as `load` of the manager takes it: of files by itself only those of tasks, and groups by name."""
+    if file is None or content is None:
+        return name
+    if "group" not in content:
+        return str(file)
+    group = str(content["group"])
+    manager.task_index[group] = Entry(name=group, kind=Kind.GROUP, yaml_path=file.resolve(), cfg=dict(content))
+    return group
+
+
+def _load(name: str, known: str, manager: TaskManager, has_hub: bool) -> NamedTasks:
     try:
-        loaded = manager.load([name if file is None else _known(file, manager)])
+        loaded = manager.load([known])
     except Exception as error:
         # Whatever a task, its data and the code beside it may raise.
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if not has_hub and isinstance(error, ConnectionError):
             raise ValueError(
-                f"--tasks ({name}) must have its data on this machine where the hub can't be reached ({reason}); run "
-                "it once where it can be, and bring the cache (HF_HOME) from there"
+                f"--tasks ({name}) must have its data on this machine where the hub can't be reached "
+                f"({_reason(error)}); run it once where it can be, and bring the cache (HF_HOME) from there"
             ) from error
-        raise ValueError(f"--tasks ({name}) could not be loaded ({reason}); mend it, or leave it out") from error
+        raise ValueError(
+            f"--tasks ({name}) could not be loaded ({_reason(error)}); mend it, or leave it out"
+        ) from error
     # The group that was asked for comes before those in it.
     group = next(iter(loaded.get("groups", {}).values()), None)
     if group is None:
@@ -137,14 +170,8 @@ def _load(name: str, file: Path | None, manager: TaskManager, has_hub: bool) -> 
     return NamedTasks(name=str(group.name), rows=tuple(_rows(group)), is_group=True)
 
 
-def _known(file: Path, manager: TaskManager) -> str:
-    """A file as `load` of the manager takes it: by itself that takes files of tasks only, and groups by their names."""
-    content = load_yaml(file, resolve_func=False)
-    if "group" not in content:
-        return str(file)
-    name = str(content["group"])
-    manager.task_index[name] = Entry(name=name, kind=Kind.GROUP, yaml_path=file.resolve(), cfg=content)
-    return name
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _rows(item: Task | Group) -> Iterator[Task | Group]:

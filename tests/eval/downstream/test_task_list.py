@@ -61,11 +61,11 @@ def test_a_group_has_rows_of_its_tasks_and_of_groups_that_count_as_one(folder: P
 
 @pytest.mark.usefixtures("folder")
 def test_a_recipe_knows_what_was_asked_for() -> None:
-    for number, changes in enumerate(({}, {"num_fewshot": 2}, {"doc_to_text": "{{context}} "}, {})):
+    for number, changes in enumerate(({}, {"description": "Sums. "}, {"doc_to_text": "{{context}} "}, {})):
         write(f"{number}.yaml", task("sums", **changes))
-    first, shots, text, same = (recipe_of(load_tasks(f"{number}.yaml")[0].rows[0]) for number in range(4))
+    first, described, text, same = (recipe_of(load_tasks(f"{number}.yaml")[0].rows[0]) for number in range(4))
     assert first == same
-    assert len({first, shots, text}) == 3
+    assert len({first, described, text}) == 3
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +80,27 @@ def harness_tasks() -> TaskManager:
         ("", r"--tasks \(\) must be a list of names of lm_eval's tasks .*; name some$"),
         ("arc_easy,,piqa", r"--tasks \(arc_easy,,piqa\) must be a list of names"),
         ("arc_esy", r"--tasks \(arc_esy\) must be a list of .*; did you mean arc_easy( or \w+)*\?$"),
+        ("of_unknown.yaml", r"--tasks \(arc_esy\) must be a list of .*; did you mean arc_easy"),
+        ("of_unknown_group.yaml", r"--tasks \(mmlu_\) must be a list of .*; did you mean mmlu"),
         ("qqqqqqqqqqqqqq", r"--tasks \(qqqqqqqqqqqqqq\) must be a list of .*; `lm_eval ls tasks` lists them$"),
         ("no/such.yaml", r"--tasks \(no/such.yaml\) must be a file that is there; check the path$"),
         ("piqa", r"--tasks \(piqa\) must have its data on this machine where the hub can't be reached \(.*\); run it "),
         ("paper_0.9b", r"--tasks \(paper_0.9b\) must have its data on this machine .*allenai/ai2_arc"),
-        ("humaneval", r"--tasks \(humaneval\) "),
     ],
 )
 def test_a_list_that_can_not_be_had(listed: str, message: str, folder: Path, harness_tasks: TaskManager) -> None:
+    write("of_unknown.yaml", {"group": "g", "task": ["arc_easy", {"task": "arc_esy", "num_fewshot": 3}]})
+    write("of_unknown_group.yaml", {"group": "g", "task": [{"group": "mmlu_", "num_fewshot": 3}]})
     with pytest.raises(ValueError, match=f"^{message}") as refused:
         load_tasks(listed, harness_tasks)
     assert "\n" not in str(refused.value)
 
 
 BAD_FILES = {
-    "task: [": r"--tasks \(bad.yaml\) could not be loaded \(\w+Error: .*\); mend it, or leave it out$",
+    "group: g\ntask: []": r"--tasks \(bad.yaml\) must hold tasks, but its groups hold none; add some to them$",
+    "group: g\ntask: [a, {task: b}, {group: c}]": r"--tasks \(a\) must be a list of names",
+    "task: [": r"--tasks \(bad.yaml\) could not be read \(\w+Error: .*\); mend it$",
+    "[]": r"--tasks \(bad.yaml\) could not be read \(ValueError: .*\); mend it$",
     "x: 1": r"--tasks \(bad.yaml\) could not be loaded \(ValueError: Unknown config shape",
     yaml.safe_dump(task("a", doc_to_text="{{nothing}}")): r"--tasks \(bad.yaml\) could not be loaded \(UndefinedError",
     yaml.safe_dump(task("a", dataset_kwargs={"data_files": "no.jsonl"})): r"--tasks \(bad.yaml\) could not be loaded",
