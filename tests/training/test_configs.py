@@ -22,8 +22,8 @@ def shipped(pattern: str) -> list[str]:
 
 
 SIZES, ROUTERS = shipped("*.yaml"), shipped("routers/*.yaml")
-# Studies are no configurations of a run: see tests/eval/studies/test_plan.py.
-OTHERS = sorted(set(shipped("**/*.yaml")) - {*SIZES, *ROUTERS, *shipped("studies/*.yaml")})
+# Studies and lists of tasks are no configurations of a run: see tests/eval.
+OTHERS = sorted(set(shipped("**/*.yaml")) - {*SIZES, *ROUTERS, *shipped("studies/*.yaml"), *shipped("tasks/*.yaml")})
 # Which size a file is meant for, where it is not the smallest.
 SIZE_OF = {"data/fineweb": "pathmoe_0.9b", "data/dclm": "pathmoe_16b"}
 
