@@ -193,7 +193,8 @@ def test_streams_are_divided_by_the_targets_of_both(tmp_path: Path) -> None:
 
 
 def test_each_has_noise_of_its_own(tmp_path: Path) -> None:
-    one = fit(tmp_path, ranks=1, accumulate=2, router_noise_std=0.5)[0]["noise_seeds"]
+    one = fit(tmp_path, ranks=1, accumulate=4, router_noise_std=0.5)[0]["noise_seeds"]
     two = [rank["noise_seeds"] for rank in fit(tmp_path, ranks=2, accumulate=2, router_noise_std=0.5)]
-    assert two[0] == one, "another number of ranks leaves the first its noise"
-    assert len(set(two[0]) | set(two[1])) == 8, "two steps, two micro-batches, two ranks"
+    shared_out = [[one[4 * step + 2 * part + rank] for step in range(2) for part in range(2)] for rank in range(2)]
+    assert two == shared_out, "each micro-batch of the global batch has the noise that one rank gives it"
+    assert len(set(one)) == 8, "two steps, four micro-batches"
