@@ -106,7 +106,7 @@ def pathmoe_experts_forward(
         dispatch: the rows of `top_k_index` sorted by expert, where they are at hand.
 
     Raises:
-        ValueError: weights that are not there, or quantised, or sharded otherwise than by `shard_experts`.
+        ValueError: weights that are not there, or quantised, or sharded otherwise than by `training.sharding`.
     """
     if isinstance(experts, Experts) and isinstance(experts.down_proj, DTensor):
         return _expert_parallel_forward(experts, hidden_states, top_k_index, top_k_weights)

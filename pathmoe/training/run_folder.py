@@ -77,7 +77,7 @@ def resolve_checkpoint(ckpt_path: str, run_folder: Path | None) -> Path:
 
     Args:
         ckpt_path: a path; a run folder, for its last checkpoint; or `last`, `previous` or `best`, for those of
-            `run_folder`. The last one is the best one where there is no other.
+            `run_folder`. Where there is no last one, it is the previous or else the best one.
         run_folder: the run that `last` speaks of; the newest one under `runs/` when None.
 
     Raises:

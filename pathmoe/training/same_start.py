@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
@@ -22,9 +23,7 @@ class SameStart(Callback):
         """
         if trainer.world_size == 1:
             return
-        path = trainer.ckpt_path
-        start = "no checkpoint" if path is None else f"{path} of step {saved_step(Path(path))}"
-        mine = (start, trainer.accumulate_grad_batches, socket.gethostname())
+        mine = (_start(trainer.ckpt_path), trainer.accumulate_grad_batches, socket.gethostname())
         of_ranks = [mine] * trainer.world_size
         dist.all_gather_object(of_ranks, mine)
         first = of_ranks[0]
@@ -39,3 +38,13 @@ class SameStart(Callback):
                     f"trainer.accumulate_grad_batches ({accumulate}) of rank {rank} on {host} must be that of rank 0 "
                     f"on {first[2]} ({first[1]}); start all ranks with the same command"
                 )
+
+
+def _start(path: Any) -> str:
+    if path is None:
+        return "no checkpoint"
+    try:
+        return f"{path} of step {saved_step(Path(path))}"
+    except ValueError:
+        # Raised here, it would leave the ranks that can read theirs waiting for this one. Loading says what is wrong.
+        return f"{path}, which can't be read"

@@ -40,7 +40,8 @@ class SpeedMonitor(Callback):
     included; so does `wall_seconds`, in which validation and checkpoints count too.
 
     Args:
-        peak_tflops: what one device does at most in the precision of the run, dense; None takes Lightning's table.
+        peak_tflops: what one device does at most in the precision of the run, dense; None takes the tables' figure, see
+            `peak_flops_per_second`.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import tracemalloc
 
 import numpy as np
 from hypothesis import given
@@ -52,3 +53,17 @@ def test_a_survey_of_pieces_is_that_of_the_whole(cut: int, texts: list[str]) -> 
 def test_copies_of_held_out_texts_leave_training() -> None:
     texts = np.array([1, 2, 3, 2, 4], dtype=np.uint64)
     assert without_texts(texts, texts[[1]]).tolist() == [True, False, True, False, True]
+
+
+def test_a_split_takes_90_bytes_of_memory_a_document() -> None:
+    num_documents = 100_000
+    texts = np.random.default_rng(0).integers(2**63, size=num_documents, dtype=np.uint64)
+    tracemalloc.start()
+    try:
+        groups, num_bytes = texts.copy(), np.full(num_documents, 5000)
+        held_out = hold_out(groups, num_bytes, 0.005)
+        without_texts(texts, texts[held_out])
+        peak = texts.nbytes + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 90 * num_documents

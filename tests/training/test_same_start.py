@@ -42,6 +42,7 @@ def compare(rank: int, folder: Path, paths: list[str | None], accumulate: list[i
         (("last.ckpt", None), (1, 1), "--ckpt_path (no checkpoint) of rank 1 on HOST must be that of rank 0 on HOST ("),
         ((None, "last.ckpt"), (1, 1), "--ckpt_path (FOLDER/last.ckpt of step 4) of rank 1 on HOST must be that of"),
         (("last.ckpt", "other.ckpt"), (1, 1), "--ckpt_path (FOLDER/other.ckpt of step 4) of rank 1 on HOST must be"),
+        (("last.ckpt", "damaged.ckpt"), (1, 1), "--ckpt_path (FOLDER/damaged.ckpt, which can't be read) of rank 1 on"),
         (
             (None, None),
             (2, 1),
@@ -54,6 +55,7 @@ def test_ranks_start_from_one_place(
 ) -> None:
     for name in ("last.ckpt", "other.ckpt"):
         (tmp_path / name).symlink_to((finished_run.folder / "last.ckpt").resolve())
+    (tmp_path / "damaged.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:-100])
     whole = [None if path is None else str(tmp_path / path) for path in paths]
     mp.start_processes(compare, (tmp_path, whole, list(accumulate)), nprocs=2, start_method="fork")
     expected = said.replace("HOST", socket.gethostname()).replace("FOLDER", str(tmp_path))

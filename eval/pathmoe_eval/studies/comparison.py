@@ -54,11 +54,13 @@ def compare_variants(results: Sequence[RunResult], names: Sequence[str], baselin
     """Variants that have results, the one with the fewest bits per byte first.
 
     Args:
-        results: of finished runs.
+        results: of finished runs; those without bits per byte do not count.
         names: of all variants.
         baseline: that others are compared with.
     """
-    runs = {name: {one.seed: one for one in results if one.variant == name} for name in names}
+    runs = {
+        name: {one.seed: one for one in results if one.variant == name and PRIMARY in one.figures} for name in names
+    }
     there = [name for name in names if runs[name]]
     figures = {name: _measured(runs[name], runs[baseline] if name != baseline else {}) for name in there}
     p_values = [_p_value(figures[name]) for name in there]
@@ -71,7 +73,7 @@ def compare_variants(results: Sequence[RunResult], names: Sequence[str], baselin
         )
         for name, corrected in zip(there, holm(p_values), strict=True)
     ]
-    return sorted(compared, key=lambda one: one.figures[PRIMARY].mean if PRIMARY in one.figures else math.inf)
+    return sorted(compared, key=lambda one: one.figures[PRIMARY].mean)
 
 
 def _measured(runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult]) -> dict[str, Measured]:
@@ -91,8 +93,6 @@ def _measured(runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult]) 
 
 
 def _p_value(figures: Mapping[str, Measured]) -> float | None:
-    if PRIMARY not in figures:
-        return None
     difference = figures[PRIMARY].difference
     return None if difference is None else difference.p_value
 

@@ -31,7 +31,7 @@ fit() {{
   srun --kill-on-bad-exit=1 "$@" || status=$?
   case "$status" in
     0) ;;
-    138 | 143) # stopped by SIGUSR1 or SIGTERM
+    {stopped}
       scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
       exit 0
       ;;
@@ -75,12 +75,16 @@ def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: i
     head = _HEAD.format(
         name=shlex.quote(name), number=len(runs), last=len(runs) - 1, nodes=nodes, devices=devices,
         threads=num_threads, gpus=gpus, logs=shlex.quote(str(logs)),
+        stopped=_STOPPED_ALONE if (nodes, devices) == ("1", "1") else _STOPPED_TOGETHER,
     )  # fmt: skip
     tasks = [_task(place, run, log_of(logs, run), python) for place, run in enumerate(runs)]
     return head + "".join(tasks) + _TAIL
 
 
 _OF_THE_JOB = ("num_nodes", "devices", "accelerator")
+
+_STOPPED_ALONE = "138 | 143) # stopped by SIGUSR1 or SIGTERM"
+_STOPPED_TOGETHER = "138) # stopped by SIGUSR1; with SIGTERM srun ends the others after one has crashed"
 
 
 def _task(place: int, run: StudyRun, log: Path, python: str) -> str:

@@ -53,3 +53,13 @@ def test_without_the_baseline_there_are_no_differences(make_results: MakeResults
     (one,) = compare_variants(make_results({"other": {0: 1.0}}), ["base", "other"], "base")
     assert one.figures[PRIMARY].difference is None and one.corrected_p is None
     assert compare_variants([], ["base", "other"], "base") == []
+
+
+def test_runs_without_bits_per_byte_do_not_count(make_results: MakeResults) -> None:
+    results = make_results(BITS)
+    lost = [one for one in results if one.variant == "close" or (one.variant, one.seed) == ("better", 0)]
+    for one in lost:
+        del one.figures[PRIMARY]
+    compared = compare_variants(results, list(BITS), "base")
+    assert [one.name for one in compared] == ["better", "base"]
+    assert set(compared[0].figures[PRIMARY].by_seed) == set(compared[0].figures["perplexity"].by_seed) == {1, 2}

@@ -43,12 +43,8 @@ def test_it_asks_for_a_task_a_run(script: str) -> None:
     assert "#SBATCH --output='runs/studies/a b/logs'/%a.out\n" in script
 
 
-@pytest.mark.parametrize(
-    ("fit_status", "requeued", "status"), [(0, False, 0), (138, True, 0), (143, True, 0), (2, False, 2)]
-)
-def test_a_task_trains_its_run_and_evaluates_it(
-    script: str, folder: Path, fit_status: int, requeued: bool, status: int
-) -> None:
+def carried_out(script: str, folder: Path, task: str, fit_status: int) -> int:
+    """The exit status of a task whose training ends with that one; the file `said` has what it calls."""
     programs = folder / "bin"
     programs.mkdir()
     for name, body in {
@@ -59,11 +55,19 @@ def test_a_task_trains_its_run_and_evaluates_it(
         (programs / name).chmod(0o755)
     (folder / "study.sbatch").write_text(script)
     environment = os.environ | {
-        "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77",
+        "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_JOB_ID": "77",
     }  # fmt: skip
     LOGS.mkdir(parents=True)
-    ended = subprocess.run(["bash", "study.sbatch"], env=environment)
-    assert ended.returncode == status
+    return subprocess.run(["bash", "study.sbatch"], env=environment).returncode
+
+
+@pytest.mark.parametrize(
+    ("fit_status", "requeued", "status"), [(0, False, 0), (138, True, 0), (143, True, 0), (2, False, 2)]
+)
+def test_a_task_trains_its_run_and_evaluates_it(
+    script: str, folder: Path, fit_status: int, requeued: bool, status: int
+) -> None:
+    assert carried_out(script, folder, "3", fit_status) == status
     fit, paths = planned(folder / "mine.yaml")[3].commands()
     expected = [" ".join(fit)]
     if fit_status == 0:
@@ -79,6 +83,16 @@ def test_gpus_are_those_of_the_trainer(write_study: WriteStudy) -> None:
     script = slurm_script("mine", planned(write_study(overrides=overrides)), Path("logs"), 8)
     for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"):
         assert f"#SBATCH {line}\n" in script
+
+
+@pytest.mark.parametrize(("fit_status", "requeued"), [(138, True), (143, False)])
+def test_of_several_tasks_one_that_srun_ended_does_not_start_the_run_again(
+    write_study: WriteStudy, folder: Path, fit_status: int, requeued: bool
+) -> None:
+    overrides = {"trainer.devices": 2, "trainer.accumulate_grad_batches": 1}
+    script = slurm_script("mine", planned(write_study(overrides=overrides)), LOGS, 1)
+    assert carried_out(script, folder, "0", fit_status) == (0 if requeued else fit_status)
+    assert ("scontrol requeue 77_0" in (folder / "said").read_text()) == requeued
 
 
 def test_runs_of_different_shape_need_an_array_each(write_study: WriteStudy) -> None:
