@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pathmoe_eval.studies.figures import FIGURES, PRIMARY
-from pathmoe_eval.studies.results import RunResult
+from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.statistics import (
     Ends,
     PairedDifference,

@@ -73,12 +73,20 @@ FIGURES = (
         note=f"that one {_ADJACENT} gives about the other, bias-corrected, whatever the names",
     ),
     Figure(
+        key="class_information", name="of token classes", place="separation.whole.all_paths.normalised_excess",
+        form=percent, note="share of the entropy of lexical classes that paths give, less that of permuted classes",
+    ),
+    Figure(
         key="load_entropy_share", name="load entropy", place="load.all_picks.mean_entropy_share", form=percent,
         note="share of its maximum, of all choices, mean over layers",
     ),
     Figure(
         key="dead_experts", name="dead experts", place="load.all_picks.mean_dead_experts", form=ratio,
         note="experts of a layer without a token, mean over layers",
+    ),
+    Figure(
+        key="roughness", name="roughness", place="training.roughness", form=_four_decimals,
+        note="root mean square of what logged training losses differ from the mean of their neighbours, second half",
     ),
     Figure(
         key="rise_permuted_per_layer", name="rise, permuted per layer", place=f"perturbation.{PER_LAYER}", form=_rise,
@@ -88,12 +96,16 @@ FIGURES = (
         key="rise_permuted_per_block", name="rise, permuted per block", place=f"perturbation.{PER_BLOCK}", form=_rise,
         note="the same with one permutation for the layers of a router, which suffer less from it by construction",
     ),
+    Figure(
+        key="rise_reassigned", name="rise, reassigned", place="perturbation.random reassignment", form=_rise,
+        note="where every token is sent to random experts",
+    ),
     *(
         Figure(
             key=f"rise_{number}_paths", name=f"rise, {number} paths", place=f"perturbation.listed paths only {number}",
             form=_rise, note="where tokens are held to so many of the most frequent paths",
         )
-        for number in (100, 500)
+        for number in (10, 100, 500)
     ),
     Figure(
         key="tokens_per_second", name="tokens per second", place="summary.tokens_per_second", form=count,

@@ -1,52 +1,36 @@
-"""What the finished runs of a study have left, read from their folders."""
-
-# Shapes: M documents.
+"""What the finished runs of a study have left, read from their folders or from what was kept of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pathmoe.training.run_record import read_record
 from pathmoe_eval.closing import SUMMARY_FILE
 from pathmoe_eval.reports.report import REPORT_FILE, read_report
 from pathmoe_eval.studies.figures import figures_of
-from pathmoe_eval.studies.learning_curve import learning_curve
+from pathmoe_eval.studies.run_logs import learning_curve, loss_roughness
+from pathmoe_eval.studies.run_result import RunResult, keep_result
 from pathmoe_eval.studies.runs import StudyRun
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RunResult:
-    """A finished run."""
-
-    variant: str
-    seed: int
-    folder: Path
-    figures: dict[str, float]
-    """By the keys of `FIGURES`."""
-    curve: dict[int, float]
-    """Validation loss by training tokens."""
-    num_tokens: int
-    """Tokens that paths were counted on."""
-    data_hash: str
-    """Of the tokens and documents that it was evaluated on."""
-    nats_M: NDArray[np.float64]
-    """Of each scored document."""
-    bytes_M: NDArray[np.float64]
-    """UTF-8 bytes of each."""
-    provenance: dict[str, Any]
-    """Versions, commit and machine of the last part of its training."""
+# What a report says of a run's circumstances, and what data it was trained on.
+_FACTS = (
+    "pathmoe", "torch", "transformers", "lightning", "python", "threads", "device", "git_commit", "git_dirty", "data",
+)  # fmt: skip
 
 
 def read_results(runs: Sequence[StudyRun]) -> list[RunResult]:
-    """Results of the runs that are finished, in their order."""
-    return [_read(run) for run in runs if run.is_finished]
+    """Results of the runs that are finished, in their order; those whose folders are there are kept anew."""
+    results = []
+    for run in runs:
+        if run.is_complete:
+            results.append(_read(run))
+            keep_result(run.result_file, results[-1], run.evaluation)
+        elif (kept := run.kept()) is not None:
+            results.append(kept)
+    return results
 
 
 def _read(run: StudyRun) -> RunResult:
@@ -60,12 +44,11 @@ def _read(run: StudyRun) -> RunResult:
     return RunResult(
         variant=run.variant.name,
         seed=run.seed,
-        folder=run.folder,
-        figures=figures_of(summary, sections),
+        figures=figures_of(summary, sections | {"training": {"roughness": loss_roughness(run.folder)}}),
         curve=learning_curve(run.folder, run.variant.tokens_per_step),
         num_tokens=report["run"]["num_tokens"],
         data_hash=report["run"]["data_hash"],
         nats_M=np.array([one["nats"] for one in documents]),
         bytes_M=np.array([one["num_bytes"] for one in documents]),
-        provenance=parts[-1] if parts else {},
+        provenance={fact: parts[-1][fact] for fact in _FACTS if fact in parts[-1]} if parts else {},
     )

@@ -16,13 +16,16 @@ from pathmoe.training.provenance import installed_version
 from pathmoe.training.run_folder import RUNS, has_checkpoint, resolve_checkpoint
 from pathmoe_eval.closing import SUMMARY_FILE
 from pathmoe_eval.evaluation.evaluated_data import HELD_OUT
-from pathmoe_eval.reports.report import REPORT_FILE, read_report
+from pathmoe_eval.reports.report import REPORT_FILE, TRACE_FOLDER, read_report
 from pathmoe_eval.studies.plan import PLACES, PlannedVariant
+from pathmoe_eval.studies.run_result import RunResult, kept_result
 from pathmoe_eval.studies.study import Evaluation, Study
 
 STUDIES = RUNS / "studies"
 STUDY_RUNS = RUNS / "study-runs"
 """Runs of all studies, each in a folder that is named after its content key, so that studies share them."""
+STUDY_RESULTS = RUNS / "study-results"
+"""What is kept of finished runs, each in a file of that name."""
 
 FINISHED = "finished"
 
@@ -44,6 +47,8 @@ class StudyRun:
     evaluation: Evaluation
     key: str
     """Of its content; equal keys are the same run."""
+    results: Path = STUDY_RESULTS
+    """Folder of what is kept of finished runs."""
 
     @property
     def name(self) -> str:
@@ -73,9 +78,23 @@ class StudyRun:
         return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= self.variant.steps
 
     @property
-    def is_finished(self) -> bool:
-        """Whether it is trained, and evaluated as the study asks."""
+    def is_complete(self) -> bool:
+        """Whether its folder has all that the study asks for."""
         return self.is_trained and not self._reports_to_write()
+
+    @property
+    def result_file(self) -> Path:
+        """What is kept of it once it is finished."""
+        return self.results / f"{self.key}.json"
+
+    def kept(self) -> RunResult | None:
+        """The result that was kept of it, if it was evaluated as the study asks; see `kept_result`."""
+        return kept_result(self.result_file, self.variant.name, self.evaluation)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is trained, and evaluated as the study asks, here or where its result was kept."""
+        return self.is_complete or self.kept() is not None
 
     def _reports_to_write(self) -> list[list[str]]:
         """Arguments of Python for the reports that are not there, or that lack what comes last."""
@@ -87,7 +106,9 @@ class StudyRun:
             commands.append([*paths, "--logits=false"])
         folder = self.perturbation_folder
         if folder is not None and not _has_section(folder, "perturbation"):
-            commands.append(self._evaluate("perturb", limits.perturbation_tokens, folder))
+            # The paths of all evaluated documents: those of so few tokens would be known to the list alone.
+            paths_from = f"--paths_from={self.evaluation_folder / TRACE_FOLDER}"
+            commands.append([*self._evaluate("perturb", limits.perturbation_tokens, folder), paths_from])
         return commands
 
     def state(self) -> str:
@@ -128,10 +149,15 @@ def _limited(name: str, max_tokens: int | None) -> str:
     return name if max_tokens is None else f"{name}-{max_tokens}"
 
 
-def study_runs(study: Study, variants: Sequence[PlannedVariant]) -> list[StudyRun]:
+def study_runs(study: Study, variants: Sequence[PlannedVariant], results: Path = STUDY_RESULTS) -> list[StudyRun]:
     """All runs of a study, seed by seed, so that an early end leaves whole pairs.
 
     Prepares the data, whose content is a part of the keys.
+
+    Args:
+        study: as its file has it.
+        variants: as planned.
+        results: folder of what is kept of finished runs.
     """
     contents: dict[str, dict[str, str | None]] = {}
     runs = []
@@ -142,7 +168,7 @@ def study_runs(study: Study, variants: Sequence[PlannedVariant]) -> list[StudyRu
             if named not in contents:
                 contents[named] = _content_of(data)
             key = run_key(variant.resolved, seed, contents[named])
-            runs.append(StudyRun(variant=variant, seed=seed, evaluation=study.evaluation, key=key))
+            runs.append(StudyRun(variant=variant, seed=seed, evaluation=study.evaluation, key=key, results=results))
     return runs
 
 

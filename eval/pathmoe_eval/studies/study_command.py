@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pathmoe_eval.commands import now
 from pathmoe_eval.studies.comparison import compare_variants
@@ -18,6 +19,8 @@ from pathmoe_eval.studies.study import Study, read_study
 from pathmoe_eval.studies.study_report import MARKDOWN_FILE, PAGE_FILE, StudyReport, summary_lines, write_study_report
 
 _LOGS = "logs"
+
+Mode = Literal["carry out", "report", "script"]
 
 
 def _threads_of_a_job() -> int:
@@ -41,15 +44,20 @@ class Execution:
 
 
 def study_command(
-    config: str, execution: Execution, only_report: bool, only_slurm: bool, out: Path | None, command: str
+    config: str,
+    execution: Execution,
+    mode: Mode,
+    results: Path,
+    out: Path | None,
+    command: str,
 ) -> None:
     """Train and evaluate what a study lacks, then write its report; or print a SLURM script; or only report.
 
     Args:
         config: the file of the study, or the name of a shipped one.
         execution: how runs are carried out.
-        only_report: whether to report what is there.
-        only_slurm: whether to print the script instead.
+        mode: whether to carry out what is missing and report, only to report what is there, or to print the script.
+        results: folder of what is kept of finished runs, which are not carried out again.
         out: folder of the report and of the logs; None for one under `runs/studies/`.
         command: the command line, for the report.
 
@@ -60,17 +68,17 @@ def study_command(
     study = read_study(config)
     variants = plan_variants(study)
     sys.stderr.write("".join(f"{line}\n" for line in plan_lines(study, variants)))
-    runs = study_runs(study, variants)
+    runs = study_runs(study, variants, results)
     folder = STUDIES / study.name if out is None else out
     left = [run for run in runs if not run.is_finished]
-    if only_slurm:
+    if mode == "script":
         if not left:
             sys.stderr.write("note: all runs are finished; the report is written by the same command with --report\n")
             return
         (folder / _LOGS).mkdir(parents=True, exist_ok=True)
         print(slurm_script(study.name, left, folder / _LOGS, execution.threads), end="")
         return
-    failed = [] if only_report else _carry_out(study, left, folder, execution)
+    failed = [] if mode == "report" else _carry_out(study, left, folder, execution)
     report = StudyReport(
         study=study,
         variants=variants,
@@ -109,6 +117,7 @@ def _carry_out(study: Study, left: list[StudyRun], folder: Path, execution: Exec
             log = log_of(folder / _LOGS, outcome.run)
             sys.stderr.write(f"{place}: {outcome.run.name} failed: {outcome.error} (all of it is in {log})\n")
         else:
+            read_results([outcome.run])  # which keeps it, whatever becomes of the others
             print(f"{place}: {outcome.run.name} finished in {outcome.seconds:,.0f} s", flush=True)
 
     carry_out(left, folder / _LOGS, execution.jobs, execution.threads, tell)

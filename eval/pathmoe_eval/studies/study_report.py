@@ -17,7 +17,7 @@ from pathmoe_eval.studies.charts import curves_figure, pareto_figure, seeds_figu
 from pathmoe_eval.studies.comparison import VariantComparison
 from pathmoe_eval.studies.figures import FIGURES, PRIMARY
 from pathmoe_eval.studies.plan import PlannedVariant
-from pathmoe_eval.studies.results import RunResult
+from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import StudyRun
 from pathmoe_eval.studies.study import Study
 from pathmoe_eval.studies.tables import (

@@ -16,8 +16,9 @@ _UNTESTED = tuple(figure for figure in FIGURES if figure.key != PRIMARY)
 
 # Title of a table and where its figures are from.
 _GROUPS = {
-    "Paths": ("concentration", "consistency"),
-    "Load and robustness": ("load", "perturbation"),
+    "Paths": ("concentration", "consistency", "separation"),
+    "Load": ("load", "training"),
+    "Robustness": ("perturbation",),
     "Cost": ("summary",),
 }
 

@@ -75,7 +75,7 @@ MakeResults = Callable[..., list[Any]]
 @pytest.fixture
 def make_results() -> MakeResults:
     """Results of runs whose other figures follow from their bits per byte."""
-    from pathmoe_eval.studies.results import RunResult
+    from pathmoe_eval.studies.run_result import RunResult
 
     def make(bits_per_byte: dict[str, dict[int, float]], data_hash: str = "0" * 16) -> list[Any]:
         bytes_M = np.array([100.0, 250.0, 50.0, 400.0])
@@ -83,7 +83,6 @@ def make_results() -> MakeResults:
             RunResult(
                 variant=variant,
                 seed=seed,
-                folder=Path("runs/study-runs") / f"{variant}{seed}",
                 figures={figure.key: value + place for place, figure in enumerate(FIGURES)}
                 | {"bits_per_byte": value, "seconds": 10 * value},
                 curve={tokens: 2 * value - tokens / 1000 for tokens in (64, 128, 192)},

@@ -1,14 +1,19 @@
-"""Results, from folders as runs leave them; test_study_command reads those of real runs."""
+"""Results, from folders as runs leave them, and kept; test_study_command reads those of real runs."""
 
 # Shapes: M documents.
 
 import json
+import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pathmoe.training.run_record import RunRecord
 from pathmoe_eval.studies.plan import plan_variants
 from pathmoe_eval.studies.results import read_results
+from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import StudyRun, study_runs
 from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import WriteStudy
@@ -36,7 +41,9 @@ def write_run(run: StudyRun, bits_per_byte: float) -> None:
         run.folder
     )
     (run.folder / "csv" / "version_0").mkdir(parents=True)
-    (run.folder / "csv" / "version_0" / "metrics.csv").write_text("step,val/loss\n9,5.0\n")
+    (run.folder / "csv" / "version_0" / "metrics.csv").write_text(
+        "step,train/loss,val/loss\n0,9.0,\n1,3.0,\n2,1.0,\n3,3.0,\n4,4.0,\n9,,5.0\n"
+    )
 
 
 def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> None:
@@ -45,12 +52,37 @@ def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> 
     write_run(runs[0], 1.5)
     write_run(runs[3], 1.25)
     first, last = read_results(runs)
-    assert [(one.variant, one.seed, one.folder) for one in (first, last)] == [
-        ("indep", 0, runs[0].folder), ("path_b4", 1, runs[3].folder),
-    ]  # fmt: skip
+    assert [(one.variant, one.seed) for one in (first, last)] == [("indep", 0), ("path_b4", 1)]
     assert first.figures == {
         "perplexity": 7.5, "bits_per_byte": 1.5, "rise_permuted_per_layer": 40.0, "seconds": 12.5,
+        "roughness": 0.5,
     }  # fmt: skip
     assert (first.nats_M.tolist(), first.bytes_M.tolist()) == ([6.0, 2.0], [4.0, 5.0]), "documents that were scored"
     assert first.curve == {640: 5.0} and (first.num_tokens, first.data_hash) == (90, "abc")
     assert first.provenance["threads"] == 1, "of the part that ended it"
+
+
+def test_a_result_stands_for_its_folder(write_study: WriteStudy) -> None:
+    study = read_study(str(write_study(evaluation={"perturbation_tokens": 40})))
+    runs = study_runs(study, plan_variants(study), Path("kept"))
+    write_run(runs[0], 1.5)
+    (read,) = read_results(runs)
+    shutil.rmtree(runs[0].folder)
+    assert runs[0].is_finished and not runs[0].is_trained
+    (kept,) = read_results(runs)
+    for field in fields(RunResult):
+        assert np.array_equal(getattr(kept, field.name), getattr(read, field.name)), field.name
+    elsewhere = study_runs(study, plan_variants(study), Path("elsewhere"))
+    assert read_results(elsewhere) == [] and not elsewhere[0].is_finished
+
+
+def test_a_folder_that_is_there_is_read_anew(write_study: WriteStudy) -> None:
+    study = read_study(str(write_study(evaluation={"perturbation_tokens": 40})))
+    runs = study_runs(study, plan_variants(study))
+    write_run(runs[0], 1.5)
+    read_results(runs)
+    shutil.rmtree(runs[0].folder)
+    write_run(runs[0], 1.75)
+    read_results(runs)
+    kept = runs[0].kept()
+    assert kept is not None and kept.figures["bits_per_byte"] == 1.75

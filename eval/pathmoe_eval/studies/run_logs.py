@@ -1,0 +1,57 @@
+"""Losses over the course of a run, from its CSV logs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+_LOGS = "csv/version_*/metrics.csv"
+
+
+def learning_curve(run_folder: Path, tokens_per_step: int) -> dict[int, float]:
+    """Mean validation loss in nats a token, by the training tokens before it; empty where nothing was logged.
+
+    Args:
+        run_folder: of the run.
+        tokens_per_step: of an optimizer step.
+    """
+    return {steps * tokens_per_step: loss for steps, loss in _logged(run_folder, "val/loss").items()}
+
+
+def loss_roughness(run_folder: Path) -> float | None:
+    """How erratic training was: how far logged training losses lie from the mean of their two neighbours (our choice).
+
+    The root mean square over the second half of the run, in nats a token. Losses are of batches, which are in part
+    harder than others, so that it compares among runs of one seed, and of as many steps between two logs.
+
+    Args:
+        run_folder: of the run.
+
+    Returns:
+        None with fewer than three logged losses in that half.
+    """
+    losses = list(_logged(run_folder, "train/loss").values())
+    later = losses[len(losses) // 2 :]
+    if len(later) < 3:
+        return None
+    squares = [
+        (loss - (before + after) / 2) ** 2 for before, loss, after in zip(later, later[1:], later[2:], strict=False)
+    ]
+    return math.sqrt(math.fsum(squares) / len(squares))
+
+
+def _logged(run_folder: Path, name: str) -> dict[int, float]:
+    """A logged figure by the steps before it.
+
+    A run that was stopped and gone on with has several logs; what a later one says of the same step counts.
+    """
+    logs = sorted(run_folder.glob(_LOGS), key=lambda log: int(log.parent.name.removeprefix("version_")))
+    values = {}
+    for log in logs:
+        with log.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if row.get(name):
+                    # Steps are logged by their number from 0.
+                    values[int(row["step"]) + 1] = float(row[name])
+    return dict(sorted(values.items()))
