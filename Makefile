@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test format format-check lint types check bench bench-quality bench-eval bench-data bench-kernels resources traffic mutants clean
+.PHONY: help setup train test format format-check lint types check bench bench-quality bench-eval bench-data bench-routers bench-kernels resources traffic mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ bench-eval: setup  ## time paths and consistency of 7 M tokens from disk, and th
 
 bench-data: setup  ## time the loader alone against training steps, and measure its memory
 	@$(PY) -m pathmoe.bench.loader
+
+bench-routers: setup  ## time training steps of every router in configs/routers
+	@$(PY) -m pathmoe.bench.routers
 
 bench-kernels: setup  ## test the kernels on an NVIDIA GPU, then time them; says so where there is none
 	@$(PY) -m pathmoe.bench.kernels

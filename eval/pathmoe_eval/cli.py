@@ -25,6 +25,7 @@ from pathmoe_eval.locality_command import Compiling, locality_command
 from pathmoe_eval.perturbations.perturbing import Perturbations
 from pathmoe_eval.reports.compare import compare_command
 from pathmoe_eval.studies.runs import STUDY_RESULTS
+from pathmoe_eval.studies.study import read_study
 from pathmoe_eval.studies.study_command import Execution, Mode, study_command
 from pathmoe_eval.tasks_command import TaskOptions, tasks_command
 
@@ -142,6 +143,9 @@ def _study_parser() -> OneLineParser:
     parser.add_argument("--report", action="store_true", help="Only report what is there; train nothing.")
     parser.add_argument("--slurm", action="store_true", help="Print a script for sbatch, which carries out the runs.")
     parser.add_class_arguments(Execution, as_group=False)
+    parser.add_argument(
+        "--baseline", type=str | None, default=None, help="Variant to compare with, in the place of the file's."
+    )
     parser.add_argument(
         "--results", type=Path, default=STUDY_RESULTS, help="Folder of what is kept of finished runs, a file each."
     )
@@ -293,7 +297,8 @@ def _study(options: Namespace, command: str) -> None:
     if options.report and options.slurm:
         fail("--slurm (true) must not be given with --report, which carries out nothing; leave one out")
     mode: Mode = "report" if options.report else "script" if options.slurm else "carry out"
-    study_command(options.config, _settings(Execution, options), mode, options.results, options.out, command)
+    study = read_study(options.config, options.baseline)
+    study_command(study, _settings(Execution, options), mode, options.results, options.out, command)
 
 
 def _record(options: Namespace, command: str) -> None:

@@ -1,40 +1,14 @@
 # Shapes: B batch, S sequence.
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from pathmoe import PathMoEConfig, PathMoEForCausalLM
+from pathmoe import PathMoEForCausalLM
 from pathmoe.bench.layer import layer_shape
 from pathmoe.bench.step import report, training_step
 from pathmoe.bench.tiny import TinyRun
-from pathmoe.data import TokenDataModule
-from pathmoe.training.optim import OptimizerConfig
-from pathmoe.training.schedule import ScheduleConfig
-
-
-def shape(**changes: object) -> PathMoEConfig:
-    fields = {
-        "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "layers_per_router": 2,
-    }  # fmt: skip
-    return PathMoEConfig(**fields | changes)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> TinyRun:
-    data = TokenDataModule(
-        source="c-functions", num_documents=60, vocab_size=300, sequence_length=16, micro_batch_size=2,
-        cache_dir=str(tmp_path),
-    )  # fmt: skip
-    data.prepare_data()
-    data.setup("fit")
-    return TinyRun(
-        config=shape(), optimizer=OptimizerConfig(name="muon", lr=1e-2), schedule=ScheduleConfig(), max_steps=10,
-        gradient_clip_val=1.0, data=data,
-    )  # fmt: skip
 
 
 def test_step_lowers_the_loss_and_leaves_no_gradient(run: TinyRun) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -81,11 +81,15 @@ _SET_HERE = {
 }  # fmt: skip
 
 
-def read_study(name: str) -> Study:
+def read_study(name: str, baseline: str | None = None) -> Study:
     """The study of a file, or the shipped one of that name.
 
+    Args:
+        name: of the file.
+        baseline: the variant to compare with in the place of the file's; None for that one.
+
     Raises:
-        ValueError: the file is not there, or a key of it is missing, unknown or wrong.
+        ValueError: the file is not there, a key of it is missing, unknown or wrong, or the baseline is no variant.
     """
     file = Path(find_config(name))
     content = read_yaml(file)
@@ -96,7 +100,11 @@ def read_study(name: str) -> Study:
     _refuse_unknown(Study, content, "", file)
     study = _settings(Study, {"name": file.stem, **_sections(content, file)}, "", file)
     _check(study, file)
-    return study
+    if baseline is None:
+        return study
+    if baseline not in study.variants:
+        raise ValueError(f"--baseline ({baseline}) must be one of the variants {', '.join(study.variants)}; change it")
+    return replace(study, baseline=baseline)
 
 
 def _sections(content: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathmoe_eval.studies.plan import plan_lines, plan_variants
 from pathmoe_eval.studies.results import read_results
 from pathmoe_eval.studies.runs import FINISHED, STUDIES, StudyRun, study_runs
 from pathmoe_eval.studies.slurm_script import slurm_script
-from pathmoe_eval.studies.study import Study, read_study
+from pathmoe_eval.studies.study import Study
 from pathmoe_eval.studies.study_report import MARKDOWN_FILE, PAGE_FILE, StudyReport, summary_lines, write_study_report
 
 _LOGS = "logs"
@@ -44,7 +44,7 @@ class Execution:
 
 
 def study_command(
-    config: str,
+    study: Study,
     execution: Execution,
     mode: Mode,
     results: Path,
@@ -54,7 +54,7 @@ def study_command(
     """Train and evaluate what a study lacks, then write its report; or print a SLURM script; or only report.
 
     Args:
-        config: the file of the study, or the name of a shipped one.
+        study: as `read_study` gives it.
         execution: how runs are carried out.
         mode: whether to carry out what is missing and report, only to report what is there, or to print the script.
         results: folder of what is kept of finished runs, which are not carried out again.
@@ -62,10 +62,9 @@ def study_command(
         command: the command line, for the report.
 
     Raises:
-        ValueError: a study that can't be, as `read_study` and `plan_variants` say.
+        ValueError: a study that can't be, as `plan_variants` says.
         SystemExit: with status 1, after the report, where runs have failed.
     """
-    study = read_study(config)
     variants = plan_variants(study)
     sys.stderr.write("".join(f"{line}\n" for line in plan_lines(study, variants)))
     runs = study_runs(study, variants, results)

@@ -16,6 +16,7 @@ from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_h
 from pathmoe_eval.studies.charts import curves_figure, pareto_figure, seeds_figure
 from pathmoe_eval.studies.comparison import VariantComparison
 from pathmoe_eval.studies.figures import FIGURES, PRIMARY
+from pathmoe_eval.studies.picture import picture
 from pathmoe_eval.studies.plan import PlannedVariant
 from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import StudyRun
@@ -30,6 +31,7 @@ from pathmoe_eval.studies.tables import (
 )
 
 PAGE_FILE, MARKDOWN_FILE, CSV_FILE, NUMBERS_FILE = "index.html", "report.md", "runs.csv", "study.json"
+PICTURE_FILE = "picture.svg"
 
 FORMAT = 1
 
@@ -49,7 +51,7 @@ class StudyReport:
 
 
 def write_study_report(folder: Path, report: StudyReport, compared: Sequence[VariantComparison]) -> None:
-    """Write page, Markdown, CSV and numbers, each whole, over those of an earlier report.
+    """Write page, Markdown, CSV, numbers and, with a run, a picture, each whole, over those of an earlier report.
 
     Args:
         folder: made if it is not there.
@@ -60,6 +62,9 @@ def write_study_report(folder: Path, report: StudyReport, compared: Sequence[Var
     write_text_atomically(folder / CSV_FILE, _csv(report))
     write_text_atomically(folder / MARKDOWN_FILE, markdown(report, compared))
     write_text_atomically(folder / PAGE_FILE, page(report, compared))
+    if compared:
+        text = picture(f"Study {report.study.name}", _subtitle(report), compared)
+        write_text_atomically(folder / PICTURE_FILE, text)
 
 
 def page(report: StudyReport, compared: Sequence[VariantComparison]) -> str:

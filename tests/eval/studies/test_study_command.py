@@ -34,6 +34,7 @@ def test_help_names_the_command(capsys: pytest.CaptureFixture[str], monkeypatch:
         ({"variants": {"indep": {}, "b": {"overrides": {"data.sequence_length": 16}}}}, "--report",
          "variants.b: data.sequence_length (16) must be that of indep (32), since runs are compared on the same data "
          "in the same order; take it out, or set allow_other_data: true"),
+        ({}, "--baseline omni", "--baseline (omni) must be one of the variants indep, path_b4; change it"),
         ({}, "--jobs 0", "--jobs (0) must be at least 1; raise it"),
         ({}, "--threads 0", "--threads (0) must be at least 1; raise it"),
         ({}, "--report --slurm",
@@ -78,8 +79,9 @@ def test_a_study_of_which_nothing_was_trained_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_study()
-    assert call("--report") == 0
+    assert call("--report", "--baseline", "path_b4") == 0
     shown = capsys.readouterr()
+    assert "compared with path_b4" in Path("runs/studies/mine/report.md").read_text()
     assert "runs/studies/mine/index.html: mine;" in shown.out and "4 of 4 runs are not finished" in shown.out
     assert "indep, seed 0: not begun" in Path("runs/studies/mine/report.md").read_text()
     assert not Path("runs/study-runs").exists()
