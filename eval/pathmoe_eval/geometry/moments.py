@@ -1,0 +1,77 @@
+"""Second moments of hidden states, added up chunk by chunk, and their singular directions.
+
+N states of width D are far more than fit in memory, but their Gram matrix is D by D, and its eigenvectors are the right
+singular vectors of the matrix of all states.
+"""
+
+# Shapes: N tokens, D hidden, V directions.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathmoe_eval.geometry.router_map import Matrix
+
+
+class StateMoments:
+    """Adds up states of one layer, exactly enough: products in the dtype of the states, sums in float64."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.num_tokens = 0
+        self.sum_D = np.zeros(hidden_size)
+        self.gram_DD = np.zeros((hidden_size, hidden_size))
+
+    def update(self, states_ND: NDArray[np.floating]) -> None:
+        """Add a chunk of states, which are finite.
+
+        Raises:
+            ValueError: states of another width, or not finite.
+        """
+        if states_ND.ndim != 2 or states_ND.shape[1] != len(self.sum_D):
+            raise ValueError(f"states ({list(states_ND.shape)}) must be [tokens, {len(self.sum_D)}]")
+        if not np.isfinite(states_ND).all():
+            raise ValueError("states (not finite) must be finite; load the model in a wider dtype")
+        self.num_tokens += len(states_ND)
+        self.sum_D += states_ND.sum(axis=0, dtype=np.float64)
+        self.gram_DD += states_ND.T @ states_ND
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SingularDirections:
+    """The singular value decomposition of the matrix of all states, without its left side."""
+
+    values_V: NDArray[np.float64]
+    """Singular values, descending; those that are rounding are left out."""
+    directions_VD: Matrix
+    """Right singular vectors, orthonormal rows in the order of their values."""
+
+    @property
+    def energy_share_V(self) -> NDArray[np.float64]:
+        """Share of the squared Frobenius norm of the states in each direction."""
+        squares_V = self.values_V**2
+        return squares_V / squares_V.sum()
+
+
+def singular_directions(moments: StateMoments, *, is_centred: bool = False) -> SingularDirections:
+    """Singular values and right singular vectors of all states.
+
+    Args:
+        moments: of at least one state that is not zero.
+        is_centred: whether to take the mean state out first: then these are principal components.
+
+    Raises:
+        ValueError: no state, or none that differs from zero (from the mean, where that is taken out).
+    """
+    gram_DD = moments.gram_DD
+    if is_centred:
+        gram_DD = gram_DD - np.outer(moments.sum_D, moments.sum_D) / max(1, moments.num_tokens)
+    squares_D, vectors_DD = np.linalg.eigh(gram_DD)
+    squares_D, vectors_DD = squares_D[::-1], vectors_DD[:, ::-1]
+    if not moments.num_tokens or squares_D[0] <= 0:
+        raise ValueError(f"states ({moments.num_tokens} tokens) must hold one that differs from zero; pass other text")
+    # A Gram matrix squares singular values, and with them rounding.
+    kept_D = squares_D > len(squares_D) * np.finfo(np.float32).eps ** 2 * squares_D[0]
+    return SingularDirections(values_V=np.sqrt(squares_D[kept_D]), directions_VD=vectors_DD[:, kept_D].T)
