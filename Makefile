@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test format format-check lint types check bench bench-quality bench-eval bench-data bench-routers bench-kernels resources traffic mutants clean
+.PHONY: help setup train test format format-check lint types check bench bench-quality bench-eval bench-data bench-routers bench-kernels resources traffic mutants reproduction clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,18 @@ traffic: setup  ## count the bytes that the kernels touch, and what a layer take
 
 mutants: setup  ## plant bugs in the kernels and count those that the tests catch; writes kernels/MUTANTS.md
 	@$(PY) kernels/bench/mutants.py
+
+# A study, or a study compared with another variant than its file's.
+APPENDICES := $(notdir $(basename $(wildcard configs/studies/*.yaml))) headline_tiny:path_b4 routers_tiny:path_b4
+
+reproduction: setup  ## write the tables of docs/reproduction/ from the results there
+	@for one in $(APPENDICES); do \
+	  study=$${one%%:*}; baseline=$${one#$$study}; name=$$study$${baseline:+-against-$${baseline#:}}; \
+	  $(PY) -m pathmoe_eval study --config configs/studies/$$study.yaml $${baseline:+--baseline $${baseline#:}} --report \
+	    --results docs/reproduction/results --out runs/reproduction/$$name && \
+	  cp runs/reproduction/$$name/report.md docs/reproduction/$$name.md || exit 1; \
+	done
+	@cp runs/reproduction/headline_tiny/picture.svg docs/headline.svg
 
 clean:  ## remove caches and build products; keeps .venv and runs
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -88,7 +88,9 @@ def tasks_command(model: ModelOptions, options: TaskOptions, out: Path, command:
                 f"note: {result.num_truncated:,} of {result.num_requests:,} texts of {name} lost their beginning: they "
                 f"exceed --max_length ({harness_model.max_length})\n"
             )
-        done["tasks"][name] = asdict(result)
+        if name in done["tasks"]:
+            done["means"] = {}  # some of which may be of what it was before
+        done["tasks"][name] = asdict(result) | {"versions": run["versions"]}
         _write(out, done)
     results = [[done["tasks"][name_of(row)] for row in one.rows] for one in named]
     done["means"] |= {one.name: task_mean(of_one) for one, of_one in zip(named, results, strict=True) if one.is_group}

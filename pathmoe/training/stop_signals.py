@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and SIGUSR1, by which SLURM says that time is short.
+"""Ctrl-C, SIGTERM, SIGUSR1, by which SLURM says that time is short, and SIGHUP, when a terminal is closed.
 
 While a model trains they wait for the end of the step, otherwise they end the program.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(SystemExit):
@@ -90,7 +90,9 @@ def _handle(handler: Callable[[int], None]) -> dict[int, Any]:
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {signum: signal.signal(signum, handle) for signum in _SIGNALS}
+    # `nohup` has SIGHUP ignored, and means it.
+    heard = (one for one in _SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN)
+    return {signum: signal.signal(signum, handle) for signum in heard}
 
 
 def _restore(before: dict[int, Any]) -> None:

@@ -28,6 +28,7 @@ def test_a_line_for_each_router(run: TinyRun) -> None:
     assert figures["indep"][:3] == [1, 1, 1]
     for lower, median, upper, saved in figures.values():
         assert 0 < lower <= median <= upper and saved > 0
+    assert figures["wide"][1] < 1, "slower, hence a lower speed"
     assert figures["indep"][3] == figures["shared"][3] < figures["wide"][3]
 
 

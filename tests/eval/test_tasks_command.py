@@ -88,6 +88,11 @@ def test_the_same_command_does_not_evaluate_again_what_is_there(run: Callable[..
     Path("sums.yaml").write_text(yaml.safe_dump(task("sums", description="Sums. ")))
     assert run("--model model --tasks sums.yaml").err == ""
     assert read()["tasks"]["sums"]["prompts_hash"] != first["prompts_hash"]
+    with Path("questions.jsonl").open("a") as questions:
+        questions.write("\n" + json.dumps(QUESTIONS[0] | {"context": "2 + 3 ="}))
+    assert run("--model model --tasks sums.yaml").err == "", "its file is as it was, and its questions are not"
+    assert len(read()["tasks"]["sums"]["metrics"][0]["of_document"]) == 9
+    assert read()["tasks"]["sums"]["versions"] == read()["run"]["versions"]
 
 
 @pytest.mark.slow
@@ -99,6 +104,10 @@ def test_a_group_has_a_mean(run: Callable[..., Any]) -> None:
     assert list(found["means"]) == ["both"]
     assert of_group["value"] == pytest.approx(sum(values) / 2)
     assert out[3].split()[:5] == ["mean", "of", "the", "tasks", f"{of_group['value']:.4f}"]
+    Path("questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS[:5])))
+    run("--model model --tasks both.yaml")
+    values = [one["metrics"][0]["of_document"].count("1") / 5 for one in read()["tasks"].values()]
+    assert read()["means"]["both"]["value"] == pytest.approx(sum(values) / 2), "of the questions as they are now"
 
 
 def test_texts_that_are_too_long_are_told_of(run: Callable[..., Any]) -> None:

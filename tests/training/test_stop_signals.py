@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,15 @@ from pathmoe.training.errors import with_one_line_errors
 from pathmoe.training.stop_signals import Stopped, StopSignals, stopping_at_once
 
 CommandLine = Callable[..., Any]
-SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+
+
+@pytest.fixture(autouse=True)
+def _in_a_terminal() -> Iterator[None]:
+    """Under nohup, tests would have SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @SIGNALS
@@ -26,6 +34,11 @@ def test_outside_of_training_a_signal_ends_the_program_with_one_line(
     assert end.value.code == 128 + signum
     assert capsys.readouterr() == ("", "stopped\n")
     assert signal.getsignal(signum) == before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with_one_line_errors(lambda: signal.raise_signal(signal.SIGHUP))
 
 
 @SIGNALS
@@ -61,7 +74,7 @@ def test_the_ranks_stop_together(anywhere: bool, signum: int | None) -> None:
     assert StopSignals().received(SimpleNamespace(world_size=2, strategy=strategy)) == signum
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_worker_leaves_what_all_get_to_its_parent_and_ends_by_sigterm(signum: int) -> None:
     def work(ready: Any) -> None:
         os.kill(os.getpid(), signum)

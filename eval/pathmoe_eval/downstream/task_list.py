@@ -84,9 +84,14 @@ def load_tasks(listed: str, manager: TaskManager | None = None) -> list[NamedTas
 
 
 def recipe_of(row: Task | Group) -> str:
-    """Hash of the configuration and version of each task of a row, but for where its file lies."""
-    recipes = [[task.dump_config() | {"metadata": None}, str(task.VERSION)] for task in tasks_of(row)]
-    return hashlib.sha256(json.dumps(recipes, sort_keys=True, default=str).encode()).hexdigest()[:_DIGITS]
+    """Hash of the configuration, version and documents of each task of a row, but for where its file lies."""
+    digest = hashlib.sha256()
+    for task in tasks_of(row):
+        config = task.dump_config() | {"metadata": None}
+        examples = task.fewshot_docs() if config.get("num_fewshot") else ()
+        for part in (config, str(task.VERSION), *task.eval_docs, "examples", *examples):
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:_DIGITS]
 
 
 def name_of(row: Task | Group) -> str:

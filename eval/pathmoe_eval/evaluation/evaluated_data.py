@@ -47,12 +47,15 @@ class EvaluatedData:
     """Key or column that holds the domain of a record; without it, a document's domain is its file, or the source."""
     max_documents: int | None = None
     """Documents to read at most, from the beginning."""
+    max_document_tokens: int | None = None
+    """Tokens to read of each document at most, from its beginning."""
     max_tokens: int | None = None
     """Tokens to read at most, bos and eos included; the last document is cut to make the number exact."""
 
     def __post_init__(self) -> None:
         """Refuse limits below 1, and a key of records where there are none."""
-        for option, value in (("max_documents", self.max_documents), ("max_tokens", self.max_tokens)):
+        for option in ("max_documents", "max_document_tokens", "max_tokens"):
+            value = getattr(self, option)
             if value is not None and value < 1:
                 raise ValueError(f"--{option} ({value}) must be at least 1; raise it or leave it out")
         if self.domain_key is not None and self.data in (PYTHON_STDLIB, C_FUNCTIONS, HELD_OUT):
@@ -70,7 +73,7 @@ class EvaluatedDocument:
     """Its file or source, and its number there."""
     domain: str
     text: str
-    """The whole text, also where `max_tokens` has cut its tokens."""
+    """The whole text, also where its tokens were cut."""
     token_ids: NDArray[np.int64]
     """[N], with the special tokens that the model expects around a document."""
     token_bytes: NDArray[np.float64]
@@ -102,6 +105,8 @@ def read_evaluated(data: EvaluatedData, model: EvaluatedModel) -> Iterator[Evalu
             for text, ids in zip(batch, _encode(model, [text.text for text in batch]), strict=True):
                 document = _document(text, np.array(ids, dtype=np.int64), token_bytes_V)
                 _check_vocabulary(document, model)
+                if data.max_document_tokens is not None:
+                    document = _first_tokens(document, data.max_document_tokens)
                 if data.max_tokens is not None:
                     document = _first_tokens(document, data.max_tokens - num_tokens)
                 num_documents, num_tokens = num_documents + 1, num_tokens + len(document.token_ids)

@@ -109,14 +109,15 @@ def pareto_figure(compared: Sequence[VariantComparison], order: Sequence[str]) -
         place, name = order.index(one.name), escape(one.name)
         symbol = _of_place(_SYMBOLS, place)
         seconds, quality = one.figures[_SECONDS], one.figures[PRIMARY]
+        seeds = sorted(seconds.by_seed.keys() & quality.by_seed.keys())
         figure.add_scatter(
-            x=list(seconds.by_seed.values()),
-            y=list(quality.by_seed.values()),
+            x=[seconds.by_seed[seed] for seed in seeds],
+            y=[quality.by_seed[seed] for seed in seeds],
             mode="markers",
             marker={"size": 6, "symbol": symbol, "opacity": 0.45},
             legendgroup=name,
             showlegend=False,
-            customdata=list(quality.by_seed),
+            customdata=seeds,
             hovertemplate=f"{name}, seed %{{customdata}}: %{{x:.0f}} s, %{{y:.4f}}<extra></extra>",
         )
         figure.add_scatter(

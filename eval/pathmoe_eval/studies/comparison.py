@@ -71,7 +71,7 @@ def compare_variants(results: Sequence[RunResult], names: Sequence[str], baselin
             corrected_p=corrected,
             documents_interval=None if name == baseline else _documents_interval(runs[name], runs[baseline]),
         )
-        for name, corrected in zip(there, holm(p_values), strict=True)
+        for name, corrected in zip(there, holm(p_values, len(names) - 1), strict=True)
     ]
     return sorted(compared, key=lambda one: one.figures[PRIMARY].mean)
 

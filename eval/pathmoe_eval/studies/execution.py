@@ -66,24 +66,33 @@ class _Job:
         self.run = run
         self._log = log_of(logs, run)
         self._environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-        self._commands = run.commands()
+        self._command: list[str] = []
+        self._error = ""
         self._started = time.monotonic()
         self._stream: TextIO = self._log.open("w", encoding="utf-8")
         self.process = self._next()
 
     def _next(self) -> subprocess.Popen[bytes] | None:
-        if not self._commands:
+        """The process of what the run lacks most urgently; None where it lacks nothing, or nothing has come of that."""
+        commands = self.run.commands()
+        if not commands:
             return None
+        if commands[0] == self._command:
+            self._error = f"ended before its end: {self.run.state()}"
+            return None
+        self._command = commands[0]
         # A session of its own, so that Ctrl-C reaches it once, through us: a second one would not let it save.
         return subprocess.Popen(
-            [sys.executable, *self._commands.pop(0)], stdout=self._stream, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, env=self._environment, start_new_session=True,
+            [sys.executable, *self._command], stdout=self._stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=self._environment, start_new_session=True,
         )  # fmt: skip
 
     def goes_on(self) -> bool:
         """Whether there is something left, after the next process was started where one has done its part."""
-        while self.process is not None and self.process.poll() is not None:
-            if self.process.returncode:
+        while self.process is not None and (status := self.process.poll()) is not None:
+            if status:
+                self._stream.flush()
+                self._error = error_in(self._log) or f"ended with status {status}"
                 return False
             self.process = self._next()
         return self.process is not None
@@ -91,10 +100,7 @@ class _Job:
     def outcome(self) -> Outcome:
         """What came of it."""
         self._stream.close()
-        error = ""
-        if self.process is not None and self.process.returncode:
-            error = error_in(self._log) or f"ended with status {self.process.returncode}"
-        return Outcome(run=self.run, error=error, seconds=time.monotonic() - self._started)
+        return Outcome(run=self.run, error=self._error, seconds=time.monotonic() - self._started)
 
     def end(self) -> None:
         """Leave nothing of it behind, its ranks included."""
@@ -127,7 +133,7 @@ def _ending_processes() -> Iterator[list[_Job]]:
 
 def log_of(logs: Path, run: StudyRun) -> Path:
     """The file of what a run has said."""
-    return logs / f"{run.variant.name}-seed{run.seed}.log"
+    return logs / f"{run.variant.name}-seed{run.seed}-{run.key[:8]}.log"
 
 
 def error_in(log: Path) -> str:

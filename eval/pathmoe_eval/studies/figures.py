@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class Figure:
     key: str
     name: str
     place: str
-    """Dotted path from `summary`, or from a section of the run's report."""
+    """Dotted path from `summary`, or from a section of the run's report; a list at its end stands for its mean."""
     form: Callable[[float | None], str]
     note: str = ""
     """What a reader must know of it."""
@@ -55,8 +56,16 @@ FIGURES = (
         note=f"share of tokens, {_ADJACENT}; {_NAMING}",
     ),
     Figure(
+        key="agreement_null", name="by chance", place="consistency.agreement.mean_agreement_null", form=percent,
+        note="same index of independent layers with the same loads",
+    ),
+    Figure(
         key="jaccard", name="Jaccard", place="consistency.overlap.jaccard_means.adjacent", form=percent,
         note=f"of the sets of chosen experts {_ADJACENT}; {_NAMING}",
+    ),
+    Figure(
+        key="jaccard_null", name="Jaccard by chance", place="consistency.overlap.jaccard_null_loads_means.adjacent",
+        form=percent, note="of independent layers with the same loads",
     ),
     Figure(
         key="sustained", name=f"index kept {SUSTAINED} layers",
@@ -64,8 +73,18 @@ FIGURES = (
         note=f"share of tokens; {_NAMING}",
     ),
     Figure(
+        key="sustained_null", name="kept by chance",
+        place=f"consistency.engagement.all_layers.null_loads.token_share.{SUSTAINED - 1}", form=percent,
+        note="index kept by independent layers with the same loads",
+    ),
+    Figure(
         key="matched_agreement", name="matched agreement", place="consistency.matching.agreement_means.adjacent",
         form=percent, note=f"same expert {_ADJACENT} after the best matching of their experts, whatever their names",
+    ),
+    Figure(
+        key="matched_agreement_null", name="matched by chance",
+        place="consistency.matching.adjacent_agreement_null_permuted", form=percent,
+        note="the same after the tokens of one layer were permuted",
     ),
     Figure(
         key="information_bits", name="information, bits",
@@ -87,6 +106,10 @@ FIGURES = (
     Figure(
         key="roughness", name="roughness", place="training.roughness", form=_four_decimals,
         note="root mean square of what logged training losses differ from the mean of their neighbours, second half",
+    ),
+    Figure(
+        key="perturbed_tokens", name="tokens scored", place="perturbation.scored", form=count,
+        note="from the beginning of each document",
     ),
     Figure(
         key="rise_permuted_per_layer", name="rise, permuted per layer", place=f"perturbation.{PER_LAYER}", form=_rise,
@@ -123,9 +146,9 @@ def figures_of(summary: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[
         summary: that lies in the run's folder.
         sections: of its reports.
     """
-    interventions = sections.get("perturbation", {}).get("perturbed", [])
-    perturbed = {perturbed_name(one): one["rise_percent"] for one in interventions}
-    found = {"summary": summary, **sections, "perturbation": perturbed}
+    robustness = sections.get("perturbation", {})
+    perturbed = {perturbed_name(one): one["rise_percent"] for one in robustness.get("perturbed", [])}
+    found = {"summary": summary, **sections, "perturbation": {"scored": robustness.get("num_tokens"), **perturbed}}
     values = {figure.key: _look_up(found, figure.place) for figure in FIGURES}
     return {key: float(value) for key, value in values.items() if value is not None}
 
@@ -138,4 +161,4 @@ def _look_up(found: Any, place: str) -> Any:
             found = found[int(part)]
         else:
             return None
-    return found
+    return statistics.fmean(found) if isinstance(found, list) else found

@@ -11,10 +11,11 @@ from pathmoe_eval.studies.figures import FIGURES, PRIMARY
 
 _SHOWN = (PRIMARY, "path_entropy_bits")
 
-_NAMES, _PANEL, _VALUE, _GAP = 130, 250, 56, 24
-_TOP, _ROW, _BOTTOM = 62, 30, 44
-_WIDTH = _NAMES + 2 * (_PANEL + _VALUE) + _GAP
+_PANEL, _VALUE, _GAP = 250, 56, 24
+_TOP, _ROW, _BOTTOM = 78, 30, 44
+_CHARACTER = 7
 _MOST_TICKS = 5
+_LEGEND = "circle: a run; diamond and line: the mean over seeds and its 95% t interval"
 _COLOUR, _QUIET = "#4477aa", "#555"
 
 
@@ -27,22 +28,23 @@ def picture(title: str, note: str, compared: Sequence[VariantComparison]) -> str
         compared: at least one variant.
     """
     height = _TOP + _ROW * len(compared) + _BOTTOM
+    left = 30 + _CHARACTER * max(12, *(len(one.name) for one in compared))
+    width = left + 2 * (_PANEL + _VALUE) + _GAP
     names = "".join(
-        f'<text x="{_NAMES - 10}" y="{_y(row) + 4:.1f}" text-anchor="end">{escape(one.name)}</text>'
+        f'<text x="{left - 10}" y="{_y(row) + 4:.1f}" text-anchor="end">{escape(one.name)}</text>'
         for row, one in enumerate(compared)
     )
     stripes = "".join(
-        f'<rect y="{_y(row) - _ROW / 2:.1f}" width="{_WIDTH}" height="{_ROW}" fill="#f4f4f4"/>'
+        f'<rect y="{_y(row) - _ROW / 2:.1f}" width="{width}" height="{_ROW}" fill="#f4f4f4"/>'
         for row in range(0, len(compared), 2)
     )
-    panels = "".join(
-        _panel(key, compared, _NAMES + place * (_PANEL + _VALUE + _GAP)) for place, key in enumerate(_SHOWN)
-    )
+    panels = "".join(_panel(key, compared, left + place * (_PANEL + _VALUE + _GAP)) for place, key in enumerate(_SHOWN))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="white"/>{stripes}'
         f'<text x="10" y="20" font-size="16" font-weight="bold">{escape(title)}</text>'
-        f'<text x="10" y="38" fill="{_QUIET}">{escape(note)}</text>{names}{panels}</svg>\n'
+        f'<text x="10" y="38" fill="{_QUIET}">{escape(note)}</text>'
+        f'<text x="10" y="55" fill="{_QUIET}">{_LEGEND}</text>{names}{panels}</svg>\n'
     )
 
 

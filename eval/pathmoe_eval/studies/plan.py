@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pathmoe.training.dry_run import dry_run_report
@@ -13,7 +13,7 @@ from pathmoe.training.micro_batches import micro_batches_per_step
 from pathmoe.training.resolution import resolved_fit
 from pathmoe.training.trainer_settings import world_size_of
 from pathmoe_eval.studies.matching import MODEL_CONFIG, Sizes, check_match, matched_value, sizes_of
-from pathmoe_eval.studies.study import Study
+from pathmoe_eval.studies.study import Quantity, Study
 
 PLACES = ("cache_dir", "num_workers")
 """Settings of the data that say where and how it is read, and not what."""
@@ -152,8 +152,8 @@ def _plan(study: Study, name: str, resolved: Mapping[str, Any], chosen: Mapping[
 def plan_lines(study: Study, variants: list[PlannedVariant]) -> list[str]:
     """What is about to be trained, in lines for people: the size of each variant, and how it differs."""
     to = study.match.to if study.match is not None else study.baseline
-    quantity = study.match.quantity if study.match is not None else "parameters"
-    target = next(asdict(one.sizes)[quantity] for one in variants if one.name == to)
+    quantity: Quantity = study.match.quantity if study.match is not None else "parameters"
+    target = next(one.sizes.of(quantity) for one in variants if one.name == to)
     width = max(len(one.name) for one in variants)
     first = variants[0]
     lines = [

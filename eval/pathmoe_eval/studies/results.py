@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,7 @@ from pathmoe_eval.studies.run_logs import learning_curve, loss_roughness
 from pathmoe_eval.studies.run_result import RunResult, keep_result
 from pathmoe_eval.studies.runs import StudyRun
 
-# What a report says of a run's circumstances, and what data it was trained on.
-_FACTS = (
-    "pathmoe", "torch", "transformers", "lightning", "python", "threads", "device", "git_commit", "git_dirty", "data",
-)  # fmt: skip
+_FACTS = ("pathmoe", "torch", "transformers", "lightning", "python", "threads", "device")
 
 
 def read_results(runs: Sequence[StudyRun]) -> list[RunResult]:
@@ -27,7 +25,7 @@ def read_results(runs: Sequence[StudyRun]) -> list[RunResult]:
     for run in runs:
         if run.is_complete:
             results.append(_read(run))
-            keep_result(run.result_file, results[-1], run.evaluation)
+            keep_result(run.result_file, results[-1])
         elif (kept := run.kept()) is not None:
             results.append(kept)
     return results
@@ -50,5 +48,17 @@ def _read(run: StudyRun) -> RunResult:
         data_hash=report["run"]["data_hash"],
         nats_M=np.array([one["nats"] for one in documents]),
         bytes_M=np.array([one["num_bytes"] for one in documents]),
-        provenance={fact: parts[-1][fact] for fact in _FACTS if fact in parts[-1]} if parts else {},
+        circumstances=_circumstances(parts),
+        data=parts[-1]["data"] if parts else {},
     )
+
+
+def _circumstances(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Each fact with its values over the parts of a run, in their order."""
+    commits = [
+        f"{part['git_commit']}{' with changes' if part.get('git_dirty') else ''}"
+        for part in parts
+        if part.get("git_commit")
+    ]
+    facts = {fact: [str(part[fact]) for part in parts if part.get(fact) is not None] for fact in _FACTS}
+    return {fact: list(dict.fromkeys(values)) for fact, values in {"commit": commits, **facts}.items() if values}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,23 @@ class RunResult:
     """Of each scored document."""
     bytes_M: NDArray[np.float64]
     """UTF-8 bytes of each."""
-    provenance: dict[str, Any]
-    """Versions, commit and machine of the last part of its training."""
+    circumstances: dict[str, list[str]]
+    """Commit, versions, threads and device of its training: one value each, or several where it was stopped and gone on
+    with under others."""
+    data: dict[str, Any]
+    """What it was trained on, as its provenance has it: source, sizes, hashes."""
 
 
-def keep_result(file: Path, result: RunResult, evaluation: Evaluation) -> None:
-    """Write a result, over an earlier one; the variant's name, which is the study's, is left out."""
+def name_of_result(key: str, evaluation: Evaluation) -> str:
+    """Of the file of a run, by its key and by how it was evaluated."""
+    limits = {"tokens": evaluation.max_tokens, "perturbed": evaluation.perturbation_document_tokens}
+    return "-".join([key, *(f"{name}{value}" for name, value in limits.items() if value is not None)]) + ".json"
+
+
+def keep_result(file: Path, result: RunResult) -> None:
+    """Write a result, unless it is there; the variant's name, which is the study's, is left out."""
     content = {
         "format": FORMAT,
-        "evaluation": asdict(evaluation),
         "seed": result.seed,
         "num_tokens": result.num_tokens,
         "data_hash": result.data_hash,
@@ -52,29 +60,31 @@ def keep_result(file: Path, result: RunResult, evaluation: Evaluation) -> None:
         "curve": list(result.curve.items()),
         "nats": result.nats_M.tolist(),
         "bytes": result.bytes_M.tolist(),
-        "provenance": result.provenance,
+        "circumstances": result.circumstances,
+        "data": result.data,
     }
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-    write_text_atomically(file, f"{{\n{lines}\n}}\n")
+    text = f"{{\n{lines}\n}}\n"
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        write_text_atomically(file, text)
 
 
-def kept_result(file: Path, variant: str, evaluation: Evaluation) -> RunResult | None:
-    """The result that a file holds; None where there is none, or one that was evaluated otherwise than asked.
+def kept_result(file: Path, variant: str) -> RunResult | None:
+    """The result that a file holds; None where there is none.
 
     Args:
         file: that `keep_result` wrote.
         variant: the name of the run's variant in the study that asks.
-        evaluation: what it asks for; without `perturbation_tokens` any will do.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or of another version.
     """
     if not file.is_file():
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT or not _is_evaluated(content["evaluation"], evaluation):
-            return None
+        if content["format"] != FORMAT:
+            raise ValueError(content["format"])
         return RunResult(
             variant=variant,
             seed=content["seed"],
@@ -84,12 +94,8 @@ def kept_result(file: Path, variant: str, evaluation: Evaluation) -> RunResult |
             data_hash=content["data_hash"],
             nats_M=np.array(content["nats"], dtype=np.float64),
             bytes_M=np.array(content["bytes"], dtype=np.float64),
-            provenance=content["provenance"],
+            circumstances=content["circumstances"],
+            data=content["data"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} (damaged) must be a result as a study writes it; remove it") from error
-
-
-def _is_evaluated(found: dict[str, Any], asked: Evaluation) -> bool:
-    tokens = asked.perturbation_tokens
-    return found["max_tokens"] == asked.max_tokens and tokens in (None, found["perturbation_tokens"])
+        raise ValueError(f"{file} (damaged) must be a result as this version writes it; remove it") from error

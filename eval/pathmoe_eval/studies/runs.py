@@ -16,9 +16,9 @@ from pathmoe.training.provenance import installed_version
 from pathmoe.training.run_folder import RUNS, has_checkpoint, resolve_checkpoint
 from pathmoe_eval.closing import SUMMARY_FILE
 from pathmoe_eval.evaluation.evaluated_data import HELD_OUT
-from pathmoe_eval.reports.report import REPORT_FILE, TRACE_FOLDER, read_report
+from pathmoe_eval.reports.report import REPORT_FILE, TRACE_FOLDER
 from pathmoe_eval.studies.plan import PLACES, PlannedVariant
-from pathmoe_eval.studies.run_result import RunResult, kept_result
+from pathmoe_eval.studies.run_result import RunResult, kept_result, name_of_result
 from pathmoe_eval.studies.study import Evaluation, Study
 
 STUDIES = RUNS / "studies"
@@ -68,14 +68,13 @@ class StudyRun:
     @property
     def perturbation_folder(self) -> Path | None:
         """Of the report of its perturbations; None where none are asked for."""
-        tokens = self.evaluation.perturbation_tokens
+        tokens = self.evaluation.perturbation_document_tokens
         return None if tokens is None else self.folder / _limited("perturbation", tokens)
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has all its steps, and the summary that follows them."""
-        file = self.folder / SUMMARY_FILE
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["steps"] >= self.variant.steps
+        """Whether it has all its steps and no more, and the summary that follows them."""
+        return bool(_content(self.folder / SUMMARY_FILE).get("steps") == self.variant.steps)
 
     @property
     def is_complete(self) -> bool:
@@ -85,11 +84,11 @@ class StudyRun:
     @property
     def result_file(self) -> Path:
         """What is kept of it once it is finished."""
-        return self.results / f"{self.key}.json"
+        return self.results / name_of_result(self.key, self.evaluation)
 
     def kept(self) -> RunResult | None:
-        """The result that was kept of it, if it was evaluated as the study asks; see `kept_result`."""
-        return kept_result(self.result_file, self.variant.name, self.evaluation)
+        """The result that was kept of it, see `kept_result`."""
+        return kept_result(self.result_file, self.variant.name)
 
     @property
     def is_finished(self) -> bool:
@@ -98,17 +97,20 @@ class StudyRun:
 
     def _reports_to_write(self) -> list[list[str]]:
         """Arguments of Python for the reports that are not there, or that lack what comes last."""
-        limits = self.evaluation
-        commands = []
+        limits, commands = self.evaluation, []
         if not _has_section(self.evaluation_folder, "load"):
             # Logits of all experts would be most of the bytes, and no figure of a study is of them.
-            paths = self._evaluate("paths", limits.max_tokens, self.evaluation_folder)
-            commands.append([*paths, "--logits=false"])
+            limit = [] if limits.max_tokens is None else [f"--max_tokens={limits.max_tokens}"]
+            commands.append(self._evaluate("paths", self.evaluation_folder, *limit, "--logits=false"))
         folder = self.perturbation_folder
         if folder is not None and not _has_section(folder, "perturbation"):
-            # The paths of all evaluated documents: those of so few tokens would be known to the list alone.
-            paths_from = f"--paths_from={self.evaluation_folder / TRACE_FOLDER}"
-            commands.append([*self._evaluate("perturb", limits.perturbation_tokens, folder), paths_from])
+            options = (
+                f"--max_document_tokens={limits.perturbation_document_tokens}",
+                # The paths of all evaluated documents: those of so few tokens would be known to the list alone.
+                f"--paths_from={self.evaluation_folder / TRACE_FOLDER}",
+                "--noise_sizes=[]", "--expert_numbers=[]",
+            )  # fmt: skip
+            commands.append(self._evaluate("perturb", folder, *options))
         return commands
 
     def state(self) -> str:
@@ -118,7 +120,10 @@ class StudyRun:
         if self.is_trained:
             return "trained, not evaluated"
         if has_checkpoint(self.folder):
-            step = saved_step(resolve_checkpoint("last", self.folder))
+            try:
+                step = saved_step(resolve_checkpoint("last", self.folder))
+            except ValueError as error:
+                return f"damaged: {error}"
             return f"at step {step:,} of {self.variant.steps:,}"
         return "not begun"
 
@@ -130,19 +135,26 @@ class StudyRun:
         ]  # fmt: skip
         return [*([] if self.is_trained else [fit]), *self._reports_to_write()]
 
-    def _evaluate(self, command: str, max_tokens: int | None, out: Path) -> list[str]:
+    def _evaluate(self, command: str, out: Path, *options: str) -> list[str]:
         data = self.variant.resolved["data"]
         is_built_in = data["source"] in (PYTHON_STDLIB, C_FUNCTIONS) and not data.get("mixture")
         documents = data["source"] if is_built_in else HELD_OUT
         return [
-            "-m", "pathmoe_eval", command, f"--model={self.folder}", f"--data={documents}",
-            *([] if max_tokens is None else [f"--max_tokens={max_tokens}"]), f"--out={out}",
+            "-m", "pathmoe_eval", command, f"--model={self.folder}", f"--data={documents}", *options, f"--out={out}",
         ]  # fmt: skip
 
 
 def _has_section(folder: Path, section: str) -> bool:
-    file = folder / REPORT_FILE
-    return file.is_file() and section in read_report(file)["sections"]
+    return section in _content(folder / REPORT_FILE).get("sections", {})
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none, or a damaged one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _limited(name: str, max_tokens: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ esac
 """
 
 
-def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: int, python: str = "python") -> str:
+def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: int) -> str:
     """A script for `sbatch` that carries out what runs still lack.
 
     Nodes and devices are those of the runs' trainer, one task for each device.
@@ -56,7 +57,6 @@ def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: i
         runs: at least one; those of one key are one task.
         logs: folder of what each run says, where a report looks for it; it must be there.
         num_threads: CPUs of a device.
-        python: the program that runs the commands.
 
     Raises:
         ValueError: runs that ask for different nodes or devices, which one array can't have.
@@ -77,7 +77,7 @@ def slurm_script(name: str, runs: Sequence[StudyRun], logs: Path, num_threads: i
         threads=num_threads, gpus=gpus, logs=shlex.quote(str(logs)),
         stopped=_STOPPED_ALONE if (nodes, devices) == ("1", "1") else _STOPPED_TOGETHER,
     )  # fmt: skip
-    tasks = [_task(place, run, log_of(logs, run), python) for place, run in enumerate(runs)]
+    tasks = [_task(place, run, log_of(logs, run)) for place, run in enumerate(runs)]
     return head + "".join(tasks) + _TAIL
 
 
@@ -87,9 +87,9 @@ _STOPPED_ALONE = "138 | 143) # stopped by SIGUSR1 or SIGTERM"
 _STOPPED_TOGETHER = "138) # stopped by SIGUSR1; with SIGTERM srun ends the others after one has crashed"
 
 
-def _task(place: int, run: StudyRun, log: Path, python: str) -> str:
+def _task(place: int, run: StudyRun, log: Path) -> str:
     lines = [f"  {place}) # {run.name}", f"    exec >>{shlex.quote(str(log))} 2>&1"]
     for arguments in run.commands():
         prefix = "fit " if "fit" in arguments[:3] else ""
-        lines.append(f"    {prefix}{shlex.join([python, *arguments])}")
+        lines.append(f"    {prefix}{shlex.join([sys.executable, *arguments])}")
     return "\n".join([*lines, "    ;;", ""])

@@ -119,17 +119,20 @@ def detectable_difference(deviation: float, num_seeds: int, alpha: float = ALPHA
     return float(optimize.brentq(lacking, 0.0, highest)) * deviation / math.sqrt(num_seeds)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None], num_tests: int) -> list[float | None]:
     """p values corrected for their number (Holm 1979): the chance of any false finding stays below the level.
 
-    Sorted upwards, p_(i) becomes the highest of min(1, (m - j) p_(j)) over j from 0 to i. Tests that could not be made
-    (None) do not count.
+    Sorted upwards, p_(i) becomes the highest of min(1, (m - j) p_(j)) over j from 0 to i.
+
+    Args:
+        p_values: of the tests; None for those that could not be made, or not yet.
+        num_tests: m, also of those that could not be made, so that no p rises as they are.
     """
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
     for rank, (p, place) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        highest = max(highest, min(1.0, (num_tests - rank) * p))
         corrected[place] = highest
     return corrected
 

@@ -36,7 +36,7 @@ class Match:
     """The variant whose size it is."""
     by: dict[str, str]
     """Variants that give way, each with the dotted key whose whole number is chosen."""
-    tolerance: float = 0.01
+    tolerance: float = 0.001
     """What may be left of the difference, as a share of the size (our choice)."""
 
 
@@ -46,9 +46,9 @@ class Evaluation:
 
     max_tokens: int | None = None
     """Tokens to read at most; null for all."""
-    perturbation_tokens: int | None = None
-    """Tokens on which to measure perplexity under permuted and other routing, too, which reads them some thirty times;
-    null leaves it out."""
+    perturbation_document_tokens: int | None = None
+    """Tokens of each document, from its beginning, on which to measure perplexity under permuted and restricted
+    routing, too, which reads them some twenty times; null leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def _sections(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _mapping(value: Any, key: str, file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{key} ({value!r}) in {file} must hold keys with their values; fill it, or write {{}}")
+        raise ValueError(f"{key} ({value!r}) in {file} must hold keys with their values; change it")
     return value
 
 
@@ -192,7 +192,7 @@ def _check(study: Study, file: Path) -> None:
         )
     if study.tokens < 1:
         raise ValueError(f"tokens ({study.tokens}) in {file} must be at least 1; raise it")
-    for key in ("max_tokens", "perturbation_tokens"):
+    for key in ("max_tokens", "perturbation_document_tokens"):
         number = getattr(study.evaluation, key)
         if number is not None and number < 2:
             raise ValueError(f"evaluation.{key} ({number}) in {file} must be at least 2, or null; change it")

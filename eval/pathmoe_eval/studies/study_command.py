@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,24 +23,27 @@ _LOGS = "logs"
 Mode = Literal["carry out", "report", "script"]
 
 
-def _threads_of_a_job() -> int:
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How runs are carried out; the fields are options of the same names."""
 
     jobs: int = 1
     """Runs at a time."""
-    threads: int = field(default_factory=_threads_of_a_job)
-    """CPU threads of each run; a run's numbers depend on them in their last bits."""
+    threads: int | None = None
+    """CPU threads of each run, on which the last bits of its numbers depend; None shares out those of this machine, or
+    takes one in a job array."""
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         for name in ("jobs", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} ({getattr(self, name)}) must be at least 1; raise it")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name} ({value}) must be at least 1; raise it")
+
+    @property
+    def threads_here(self) -> int:
+        """Threads of each run on this machine."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, cores // self.jobs)
 
 
 def study_command(
@@ -70,12 +73,17 @@ def study_command(
     runs = study_runs(study, variants, results)
     folder = STUDIES / study.name if out is None else out
     left = [run for run in runs if not run.is_finished]
+    if len(left) == len(runs) and (others := len(list(results.glob("*.json")))):
+        sys.stderr.write(
+            f"note: {results} has {others} results, but none of these runs: they are of other data (another "
+            "interpreter's library, too), settings or versions\n"
+        )
     if mode == "script":
         if not left:
             sys.stderr.write("note: all runs are finished; the report is written by the same command with --report\n")
             return
         (folder / _LOGS).mkdir(parents=True, exist_ok=True)
-        print(slurm_script(study.name, left, folder / _LOGS, execution.threads), end="")
+        print(slurm_script(study.name, left, folder / _LOGS, execution.threads or 1), end="")
         return
     failed = [] if mode == "report" else _carry_out(study, left, folder, execution)
     report = StudyReport(
@@ -110,14 +118,17 @@ def _carry_out(study: Study, left: list[StudyRun], folder: Path, execution: Exec
     ended: list[Outcome] = []
 
     def tell(outcome: Outcome) -> None:
+        try:
+            read_results([outcome.run])  # which keeps it, whatever becomes of the others
+        except ValueError as error:
+            outcome = replace(outcome, error=outcome.error or str(error))
         ended.append(outcome)
         place = f"{len(ended)} of {number}"
         if outcome.error:
             log = log_of(folder / _LOGS, outcome.run)
             sys.stderr.write(f"{place}: {outcome.run.name} failed: {outcome.error} (all of it is in {log})\n")
         else:
-            read_results([outcome.run])  # which keeps it, whatever becomes of the others
             print(f"{place}: {outcome.run.name} finished in {outcome.seconds:,.0f} s", flush=True)
 
-    carry_out(left, folder / _LOGS, execution.jobs, execution.threads, tell)
+    carry_out(left, folder / _LOGS, execution.jobs, execution.threads_here, tell)
     return [outcome for outcome in ended if outcome.error]

@@ -26,8 +26,10 @@ from pathmoe_eval.studies.tables import (
     differences_table,
     figure_tables,
     in_markdown,
+    p_text,
     paired_table,
     ranking_table,
+    size_cells,
 )
 
 PAGE_FILE, MARKDOWN_FILE, CSV_FILE, NUMBERS_FILE = "index.html", "report.md", "runs.csv", "study.json"
@@ -62,9 +64,9 @@ def write_study_report(folder: Path, report: StudyReport, compared: Sequence[Var
     write_text_atomically(folder / CSV_FILE, _csv(report))
     write_text_atomically(folder / MARKDOWN_FILE, markdown(report, compared))
     write_text_atomically(folder / PAGE_FILE, page(report, compared))
+    (folder / PICTURE_FILE).unlink(missing_ok=True)
     if compared:
-        text = picture(f"Study {report.study.name}", _subtitle(report), compared)
-        write_text_atomically(folder / PICTURE_FILE, text)
+        write_text_atomically(folder / PICTURE_FILE, picture(f"Study {report.study.name}", _subtitle(report), compared))
 
 
 def page(report: StudyReport, compared: Sequence[VariantComparison]) -> str:
@@ -118,6 +120,17 @@ def _notes(report: StudyReport) -> list[str]:
         notes.append(f"Not finished, {len(missing)} of {len(report.runs)} runs: {listed}.")
     if len({result.data_hash for result in report.results}) > 1:
         notes.append("Runs were evaluated on different documents, so that their figures do not compare like for like.")
+    if report.results:
+        tokens, documents = report.results[0].num_tokens, len(report.results[0].nats_M)
+        notes.append(f"Evaluated on {tokens:,} tokens of {documents:,} documents that were held out.")
+    seeds = {frozenset(one.seed for one in report.results if one.variant == name) for name in report.study.variants}
+    if len(seeds - {frozenset()}) > 1:
+        notes.append(
+            "Variants have different seeds so far, so that their means, and with them the order, are of different "
+            "draws; differences are of the seeds that both have."
+        )
+    if report.results and not all(result.curve for result in report.results):
+        notes.append("Runs without Lightning's CSVLogger have no learning curve and no roughness.")
     if len(report.study.seeds) < 3:
         notes.append("With fewer than three seeds intervals are so wide that hardly anything can be told.")
     return notes
@@ -174,10 +187,8 @@ def _variants_table(report: StudyReport) -> Table:
         of_study = report.study.variants[variant.name]
         settings = [*of_study.configs, *(f"{key} {value}" for key, value in of_study.overrides.items())]
         rows.append(
-            [variant.name, Words(", ".join(settings) or "the base"), Words(variant.matched),
-             f"{variant.sizes.parameters:,}", f"{variant.sizes.active_parameters:,}",
-             f"{variant.sizes.router_parameters:,}", f"{variant.sizes.flops:,}"]
-        )  # fmt: skip
+            [variant.name, Words(", ".join(settings) or "the base"), Words(variant.matched), *size_cells(variant.sizes)]
+        )
     head = ["variant", "adds", "matched by", *SIZES]
     base = ", ".join([*report.study.base, *(f"{key} {value}" for key, value in report.study.overrides.items())])
     return Table(title="", head=head, rows=rows, reading=f"Base: {base}.")
@@ -199,21 +210,26 @@ def _runs_table(report: StudyReport) -> Table:
 
 
 def _circumstances(report: StudyReport) -> list[str]:
-    """Commits, versions and threads of the runs, of which there should be one each."""
+    """Commits, versions and threads of the runs, of which there should be one each, and what they were trained on."""
     notes = []
-    for key, words in (("git_commit", "commit"), ("torch", "torch"), ("threads", "threads"), ("device", "device")):
-        found = sorted({_fact(result.provenance, key) for result in report.results} - {""})
+    for key in ("commit", "torch", "python", "threads", "device"):
+        found = sorted({value for result in report.results for value in result.circumstances.get(key, [])})
         if found:
             warning = ": runs differ in it, which may be what differs between them" if len(found) > 1 else ""
-            notes.append(f"{words}: {', '.join(found)}{warning}")
-    return [". ".join(notes) + "."] if notes else []
+            notes.append(f"{key}: {', '.join(found)}{warning}")
+    data = sorted({_data(result.data) for result in report.results if result.data})
+    return [". ".join(notes) + "."] * bool(notes) + [f"Trained on {one}." for one in data]
 
 
-def _fact(provenance: Mapping[str, Any], key: str) -> str:
-    """A fact of a run in words; empty where it is not known."""
-    value = provenance.get(key)
-    changes = " with changes" if key == "git_commit" and provenance.get("git_dirty") else ""
-    return "" if value is None else f"{value}{changes}"
+def _data(data: Mapping[str, Any]) -> str:
+    """What a run was trained on, in words."""
+    train, validation = (data.get(split) or {} for split in ("train", "validation"))
+    size = f", {train['targets']:,} targets to train on" if train else ""
+    hashes = [str(split.get("content_sha256", ""))[:12] for split in (train, validation)]
+    return (
+        f"{data['source']}{size}, {validation['documents']:,} documents held out; SHA-256 of both: "
+        f"{' and '.join(filter(None, hashes))}"
+    )
 
 
 def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict[str, Any]:
@@ -262,12 +278,15 @@ def _csv(report: StudyReport) -> str:
 
 
 def summary_lines(compared: Sequence[VariantComparison]) -> list[str]:
-    """The ranking in short, for a terminal."""
+    """The ranking in short, for a terminal: bits per byte, and how they differ from the baseline's."""
     width = max((len(one.name) for one in compared), default=0)
     lines = []
     for one in compared:
-        measured = one.figures[PRIMARY]
-        interval = "" if measured.interval is None else f" ({measured.interval[0]:.4f} to {measured.interval[1]:.4f})"
-        seeds = f"{len(measured.by_seed)} seed{'' if len(measured.by_seed) == 1 else 's'}"
-        lines.append(f"  {one.name:<{width}}  {measured.mean:.4f} bits per byte{interval}, {seeds}")
+        measured, seeds = one.figures[PRIMARY], len(one.figures[PRIMARY].by_seed)
+        line = f"  {one.name:<{width}}  {measured.mean:.4f} bits per byte, {seeds} seed{'' if seeds == 1 else 's'}"
+        if (difference := measured.difference) is not None:
+            line += f"  {difference.mean:+z.4f}"
+            if (ends := difference.t_interval) is not None:
+                line += f" ({ends[0]:+z.4f} to {ends[1]:+z.4f}), p {p_text(one.corrected_p)}"
+        lines.append(line)
     return lines

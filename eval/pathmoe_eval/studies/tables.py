@@ -12,12 +12,13 @@ from pathmoe_eval.studies.figures import FIGURES, PRIMARY, Figure
 from pathmoe_eval.studies.matching import Sizes
 from pathmoe_eval.studies.statistics import ALPHA, POWER, Ends
 
-_UNTESTED = tuple(figure for figure in FIGURES if figure.key != PRIMARY)
+_UNTESTED = tuple(figure for figure in FIGURES if figure.key not in (PRIMARY, "perturbed_tokens"))
 
 # Title of a table and where its figures are from.
 _GROUPS = {
-    "Paths": ("concentration", "consistency", "separation"),
-    "Load": ("load", "training"),
+    "Paths": ("concentration", "separation"),
+    "Layers": ("consistency",),
+    "Load and training": ("load", "training"),
     "Robustness": ("perturbation",),
     "Cost": ("summary",),
 }
@@ -58,7 +59,7 @@ def figure_tables(compared: Sequence[VariantComparison], sizes: Mapping[str, Siz
         ]
         is_cost = title == "Cost"
         rows: list[list[Cell]] = [
-            [one.name, *(_mean(figure, one) for figure in figures), *(_sizes(sizes[one.name]) if is_cost else [])]
+            [one.name, *(_mean(figure, one) for figure in figures), *(size_cells(sizes[one.name]) if is_cost else [])]
             for one in compared
         ]
         notes = [f"{figure.name}: {figure.note}" for figure in figures if figure.note]
@@ -68,10 +69,11 @@ def figure_tables(compared: Sequence[VariantComparison], sizes: Mapping[str, Siz
 
 
 SIZES = ("parameters", "active", "routers", "FLOPs a token")
-"""Heads of the columns of `_sizes`."""
+"""Heads of the columns of `size_cells`."""
 
 
-def _sizes(sizes: Sizes) -> list[Cell]:
+def size_cells(sizes: Sizes) -> list[Cell]:
+    """Parameters and FLOPs of a variant."""
     return [
         count(number) for number in (sizes.parameters, sizes.active_parameters, sizes.router_parameters, sizes.flops)
     ]
@@ -168,14 +170,15 @@ def _text(cell: Cell) -> str:
 def _mean(figure: Figure, one: VariantComparison) -> Cell:
     if figure.key not in one.figures:
         return UNDEFINED
-    measured = one.figures[figure.key]
-    interval = measured.interval
-    form = figure.form
-    return _with_form(form(measured.mean), None if interval is None else f"{form(interval[0])} to {form(interval[1])}")
+    measured, form = one.figures[figure.key], figure.form
+    beside = [] if measured.interval is None else [" to ".join(map(form, measured.interval))]
+    if len(measured.by_seed) < len(one.figures[PRIMARY].by_seed):
+        beside.append(f"of {len(measured.by_seed)} seeds")
+    return _with_aside(form(measured.mean), ", ".join(beside))
 
 
-def _with_form(text: str, interval: str | None) -> Cell:
-    return text if interval is None else Number(text, interval)
+def _with_aside(text: str, aside: str) -> Cell:
+    return Number(text, aside) if aside else text
 
 
 def _difference(measured: Measured, is_baseline: bool) -> str:
@@ -189,7 +192,7 @@ def _plain_difference(measured: Measured | None) -> Cell:
         return UNDEFINED
     difference = measured.difference
     ends = difference.t_interval
-    return _with_form(f"{difference.mean:+z.4g}", None if ends is None else f"{ends[0]:+z.4g} to {ends[1]:+z.4g}")
+    return _with_aside(f"{difference.mean:+z.4g}", "" if ends is None else f"{ends[0]:+z.4g} to {ends[1]:+z.4g}")
 
 
 def _ends(ends: Ends | None) -> str:

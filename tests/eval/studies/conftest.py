@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ STUDY: dict[str, Any] = {
     "seeds": [0, 1],
     "baseline": "indep",
     "tokens": 640,
+}
+DATA = {
+    "source": "mine.jsonl",
+    "train": {"targets": 5000, "content_sha256": "1" * 64},
+    "validation": {"documents": 4, "content_sha256": "2" * 64},
 }
 MINI = {
     "checkpoint_every_n_steps": 2,
@@ -90,7 +96,8 @@ def make_results() -> MakeResults:
                 data_hash=data_hash,
                 nats_M=value * np.log(2) * bytes_M,
                 bytes_M=bytes_M,
-                provenance={"git_commit": "abc", "torch": "2.13", "threads": 1},
+                circumstances={"commit": ["abc"], "torch": ["2.13"], "threads": ["1"]},
+                data=DATA,
             )
             for variant, by_seed in bits_per_byte.items()
             for seed, value in by_seed.items()
@@ -100,7 +107,7 @@ def make_results() -> MakeResults:
 
 
 WriteReport = Callable[..., Path]
-"""From bits per byte of each variant and seed, and keys of a study, to the folder of its report."""
+"""From bits per byte of each variant and seed, and changes of all results or of the study, to a report's folder."""
 
 
 @pytest.fixture
@@ -109,17 +116,20 @@ def write_report(write_study: WriteStudy, make_results: MakeResults) -> WriteRep
 
     from pathmoe_eval.studies.comparison import compare_variants
     from pathmoe_eval.studies.plan import plan_variants
+    from pathmoe_eval.studies.run_result import RunResult
     from pathmoe_eval.studies.runs import FINISHED, study_runs
     from pathmoe_eval.studies.study import read_study
     from pathmoe_eval.studies.study_report import StudyReport, write_study_report
 
     def write(bits: dict[str, dict[int, float]], **changes: Any) -> Path:
-        study = read_study(str(write_study(**changes)))
+        of_results = {field.name for field in fields(RunResult)} & changes.keys()
+        study = read_study(str(write_study(**{key: changes[key] for key in changes.keys() - of_results})))
+        results = [replace(result, **{key: changes[key] for key in of_results}) for result in make_results(bits)]
         variants = plan_variants(study)
         runs = study_runs(study, variants)
         finished = {(name, seed) for name, by_seed in bits.items() for seed in by_seed}
         report = StudyReport(
-            study=study, variants=variants, runs=runs, results=make_results(bits),
+            study=study, variants=variants, runs=runs, results=results,
             states={
                 run.key: FINISHED if (run.variant.name, run.seed) in finished else "at step 4 of 10, last error: <why>"
                 for run in runs

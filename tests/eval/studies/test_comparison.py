@@ -25,8 +25,9 @@ def test_the_best_comes_first_and_p_values_are_corrected(make_results: MakeResul
         for name in ("close", "better")
     }
     assert by_name["base"].corrected_p is None and by_name["base"].figures[PRIMARY].difference is None
-    assert by_name["better"].corrected_p == pytest.approx(2 * p_values["better"])
-    assert by_name["close"].corrected_p == pytest.approx(p_values["close"])
+    # Of three comparisons, though one has no run yet.
+    assert by_name["better"].corrected_p == pytest.approx(3 * p_values["better"])
+    assert by_name["close"].corrected_p == 1.0 < 2 * p_values["close"]
     for name in ("close", "better", "base"):
         measured = by_name[name].figures[PRIMARY]
         assert measured.mean == pytest.approx(np.mean(list(BITS[name].values())))

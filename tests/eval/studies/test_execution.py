@@ -56,7 +56,15 @@ class Run:
         return SimpleNamespace(name=self.name)
 
     def commands(self) -> list[list[str]]:
-        return [["-c", code, *self.arguments] for code in self.code]
+        done = {place: f"done-{self.name}-{place}" for place in range(len(self.code))}
+        return [
+            ["-c", f"{code}\nopen('{done[place]}', 'w')", *self.arguments]
+            for place, code in enumerate(self.code)
+            if not Path(done[place]).exists()
+        ]
+
+    def state(self) -> str:
+        return "at step 3 of 10"
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +112,13 @@ def test_a_failure_ends_its_own_run_alone() -> None:
         "bad": "key (1) must be 2", "raising": "KeyError: 'why'", "killed": "ended with status -9", "good": "",
     }  # fmt: skip
     assert "never" not in said(failing)
+
+
+def test_a_process_that_leaves_its_part_undone_has_failed() -> None:
+    early = Run("early", ("import os; print('x', flush=True); os._exit(0)", "print('never')"))
+    outcomes = carried_out([early, Run("good", ("print('y')",))])
+    assert outcomes["early"].error == "ended before its end: at step 3 of 10" and not outcomes["good"].error
+    assert said(early) == "x\n"
 
 
 def test_one_run_of_two_names_is_carried_out_once() -> None:

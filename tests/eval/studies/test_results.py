@@ -16,7 +16,7 @@ from pathmoe_eval.studies.results import read_results
 from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import StudyRun, study_runs
 from pathmoe_eval.studies.study import read_study
-from tests.eval.studies.conftest import WriteStudy
+from tests.eval.studies.conftest import DATA, WriteStudy
 
 RUN = {"command": "", "model": "m", "data": "held-out", "num_tokens": 90, "data_hash": "abc"}
 DOCUMENTS = [
@@ -37,9 +37,11 @@ def write_run(run: StudyRun, bits_per_byte: float) -> None:
     one = {"intervention": "permutation per layer", "setting": None, "rise_percent": 40.0, "listed_share": None}
     write_report(run.perturbation_folder, {"perturbation": {"perturbed": [one]}})
     (run.folder / "summary.json").write_text(json.dumps({"steps": 10, "seconds": 12.5}))
-    RunRecord().with_part({"first_step": 0, "threads": 2}, {}).with_part({"first_step": 4, "threads": 1}, {}).write(
-        run.folder
-    )
+    parts = [
+        {"first_step": 0, "threads": 2, "git_commit": "a", "git_dirty": True, "torch": "2.13", "data": {}},
+        {"first_step": 4, "threads": 1, "git_commit": "b", "git_dirty": False, "torch": "2.13", "data": DATA},
+    ]
+    RunRecord().with_part(parts[0], {}).with_part(parts[1], {}).write(run.folder)
     (run.folder / "csv" / "version_0").mkdir(parents=True)
     (run.folder / "csv" / "version_0" / "metrics.csv").write_text(
         "step,train/loss,val/loss\n0,9.0,\n1,3.0,\n2,1.0,\n3,3.0,\n4,4.0,\n9,,5.0\n"
@@ -47,7 +49,7 @@ def write_run(run: StudyRun, bits_per_byte: float) -> None:
 
 
 def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> None:
-    study = read_study(str(write_study(evaluation={"perturbation_tokens": 40})))
+    study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
     runs = study_runs(study, plan_variants(study))
     write_run(runs[0], 1.5)
     write_run(runs[3], 1.25)
@@ -59,11 +61,12 @@ def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> 
     }  # fmt: skip
     assert (first.nats_M.tolist(), first.bytes_M.tolist()) == ([6.0, 2.0], [4.0, 5.0]), "documents that were scored"
     assert first.curve == {640: 5.0} and (first.num_tokens, first.data_hash) == (90, "abc")
-    assert first.provenance["threads"] == 1, "of the part that ended it"
+    assert first.circumstances == {"commit": ["a with changes", "b"], "torch": ["2.13"], "threads": ["2", "1"]}
+    assert first.data == DATA
 
 
 def test_a_result_stands_for_its_folder(write_study: WriteStudy) -> None:
-    study = read_study(str(write_study(evaluation={"perturbation_tokens": 40})))
+    study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
     runs = study_runs(study, plan_variants(study), Path("kept"))
     write_run(runs[0], 1.5)
     (read,) = read_results(runs)
@@ -77,7 +80,7 @@ def test_a_result_stands_for_its_folder(write_study: WriteStudy) -> None:
 
 
 def test_a_folder_that_is_there_is_read_anew(write_study: WriteStudy) -> None:
-    study = read_study(str(write_study(evaluation={"perturbation_tokens": 40})))
+    study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
     runs = study_runs(study, plan_variants(study))
     write_run(runs[0], 1.5)
     read_results(runs)

@@ -53,7 +53,8 @@ def carried_out(script: str, folder: Path, task: str, fit_status: int) -> int:
     }.items():  # fmt: skip
         (programs / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (programs / name).chmod(0o755)
-    (folder / "study.sbatch").write_text(script)
+    assert f" {sys.executable} -m pathmoe fit " in script
+    (folder / "study.sbatch").write_text(script.replace(sys.executable, "python"))
     environment = os.environ | {
         "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_JOB_ID": "77",
     }  # fmt: skip
@@ -75,7 +76,7 @@ def test_a_task_trains_its_run_and_evaluates_it(
     if requeued:
         expected.append("scontrol requeue 77_3")
     assert (folder / "said").read_text().splitlines() == expected
-    assert (LOGS / "b-seed1.log").read_text().startswith("a word\n")
+    assert next(LOGS.glob("b-seed1-*.log")).read_text().startswith("a word\n")
 
 
 def test_gpus_are_those_of_the_trainer(write_study: WriteStudy) -> None:

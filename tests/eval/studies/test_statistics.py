@@ -93,12 +93,13 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
         max(min(1.0, len(subset) * min(p_values[other] for other in subset)) for subset in subsets if place in subset)
         for place in places
     ]
-    assert holm(p_values) == pytest.approx(closed)
+    assert holm(p_values, len(p_values)) == pytest.approx(closed)
 
 
-def test_holm_leaves_out_tests_that_were_not_made() -> None:
-    assert holm([0.01, None, 0.04]) == [0.02, None, 0.04]
-    assert holm([None]) == [None]
+def test_holm_counts_tests_that_were_not_made_as_not_significant() -> None:
+    assert holm([0.01, None, 0.04], 3) == [0.03, None, 0.08]
+    assert holm([0.01, 1.0, 0.04], 3)[::2] == [0.03, 0.08]
+    assert holm([None], 1) == [None]
 
 
 def test_documents_and_seeds_both_widen_the_interval() -> None:

@@ -16,8 +16,8 @@ def test_a_study_is_what_its_file_says(write_study: WriteStudy) -> None:
     assert (study.name, study.base, study.seeds, study.tokens) == ("mine", STUDY["base"], [0, 1], 640)
     assert list(study.variants) == ["indep", "path_b4"]
     assert study.variants["path_b4"].configs == ["path_b4"] and study.variants["path_b4"].overrides == {}
-    assert study.match is not None and (study.match.to, study.match.tolerance) == ("indep", 0.01)
-    assert (study.evaluation.max_tokens, study.evaluation.perturbation_tokens) == (300, None)
+    assert study.match is not None and (study.match.to, study.match.tolerance) == ("indep", 0.001)
+    assert (study.evaluation.max_tokens, study.evaluation.perturbation_document_tokens) == (300, None)
     assert study.overrides == {"a.b": [1, 2]} and not study.allow_other_data
 
 
@@ -36,7 +36,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [True]}, r"seeds \(\[True\]\) in .* must be a list of whole numbers"),
     ({"baseline": "omni"}, r"baseline \(omni\) in .* must be one of the variants indep, path_b4"),
     ({"variants": {}}, r"variants \({}\) in .* must name at least one variant; add it"),
-    ({"variants": None}, r"variants \(None\) in .* must hold keys with their values; fill it, or write {}"),
+    ({"variants": None}, r"variants \(None\) in .* must hold keys with their values; change it"),
     ({"variants": {"indep": None}}, r"variants.indep \(None\) in .* must hold keys with their values"),
     ({"variants": {"indep": {"config": ["a"]}}},
      r"variants.indep.config \(\['a'\]\) in .* is not a key of a study; it takes configs, overrides"),

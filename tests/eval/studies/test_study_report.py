@@ -49,12 +49,30 @@ def test_every_number_is_kept(write_report: WriteReport) -> None:
 def test_runs_of_different_circumstances_are_marked(write_report: WriteReport) -> None:
     text = (write_report(BITS) / "report.md").read_text()
     assert "commit: abc" in text and "runs differ in it" not in text
+    assert "Trained on mine.jsonl, 5,000 targets to train on, 4 documents held out; SHA-256 of both: 1" in text
+    text = (write_report(BITS, circumstances={"commit": ["abc", "def"], "threads": ["1"]}) / "report.md").read_text()
+    assert "commit: abc, def: runs differ in it" in text and "threads: 1." in text
+
+
+def test_what_does_not_compare_is_said(write_report: WriteReport) -> None:
+    text = (write_report(BITS) / "report.md").read_text()
+    assert "Evaluated on 500 tokens of 4 documents" in text and "different seeds so far" in text
+    assert "different documents" not in text and "CSVLogger" not in text
+    whole = {name: dict.fromkeys((0, 1), 1.5) for name in BITS}
+    text = (write_report(whole, curve={}) / "report.md").read_text()
+    assert "different seeds so far" not in text and "Runs without Lightning's CSVLogger" in text
+
+
+def test_a_picture_goes_with_its_runs(write_report: WriteReport) -> None:
+    assert (write_report(BITS) / "picture.svg").read_text().startswith("<svg")
+    assert not (write_report({}) / "picture.svg").exists()
 
 
 def test_the_terminal_is_told_in_short(make_results: MakeResults) -> None:
-    bits = {"indep": {0: 2.0, 1: 2.2, 2: 2.1}, "path_b4": {0: 1.5}}
+    bits = {"indep": {0: 2.0, 1: 2.2, 2: 2.1}, "path_b4": {0: 1.5}, "omni": {0: 1.9, 1: 2.2, 2: 2.0}}
     assert summary_lines(compare_variants(make_results(bits), list(bits), "indep")) == [
-        "  path_b4  1.5000 bits per byte, 1 seed",
-        "  indep    2.1000 bits per byte (1.8516 to 2.3484), 3 seeds",
+        "  path_b4  1.5000 bits per byte, 1 seed  -0.5000",
+        "  omni     2.0333 bits per byte, 3 seeds  -0.0667 (-0.2101 to +0.0768), p 0.367",
+        "  indep    2.1000 bits per byte, 3 seeds",
     ]
     assert summary_lines([]) == []

@@ -36,10 +36,11 @@ def test_the_ranking_is_by_bits_per_byte(make_results: MakeResults) -> None:
 
 def test_every_other_figure_is_in_one_table(make_results: MakeResults) -> None:
     tables = figure_tables(compare_variants(make_results(BITS), list(BITS), "base"), SIZES)
-    assert [table.title for table in tables] == ["Paths", "Load", "Robustness", "Cost"]
+    assert [table.title for table in tables] == ["Paths", "Layers", "Load and training", "Robustness", "Cost"]
     columns = [title for table in tables for title in table.head if title != "variant"]
     names = [figure.name for figure in FIGURES if not figure.place.startswith("perplexity")]
-    assert columns == [*names, "parameters", "active", "routers", "FLOPs a token"]
+    assert sorted(columns[:-4]) == sorted(names)
+    assert columns[-4:] == ["parameters", "active", "routers", "FLOPs a token"]
     assert tables[-1].rows[0][-4:] == ["1,000", "200", "10", "6,000"]
 
 
