@@ -1,0 +1,82 @@
+"""Drift between layers in planted cases, and the agreement that follows from it."""
+
+# Shapes: N tokens, D hidden, E experts.
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
+
+from pathmoe_eval.geometry.drift import Drift, drift, subspace_overlap
+from pathmoe_eval.geometry.router_map import linear_map
+from tests.eval.geometry.conftest import random_rotation
+
+RNG = np.random.default_rng(0)
+WEIGHT = np.concatenate([RNG.normal(size=(5, 4)), np.zeros((5, 4))], axis=1)
+
+
+def drift_of(states_ND: np.ndarray, step_ND: np.ndarray, weight_ED: np.ndarray = WEIGHT) -> Drift:
+    following_ND, router = states_ND + step_ND, linear_map(weight_ED)
+    return drift(
+        (states_ND, following_ND), (states_ND @ weight_ED.T, following_ND @ weight_ED.T), (router, router),
+        shares_router=True,
+    )  # fmt: skip
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000))
+def test_overlap_is_that_of_principal_angles(one: int, other: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = (np.linalg.qr(rng.normal(size=(6, size)))[0].T for size in (one, other))
+    expected = np.mean(np.cos(subspace_angles(first.T, second.T)) ** 2)
+    assert subspace_overlap(first, second) == pytest.approx(expected)
+    rotation = random_rotation(6, seed)
+    assert subspace_overlap(first @ rotation, second @ rotation) == pytest.approx(expected)
+
+
+def test_random_subspaces_overlap_as_the_null_says() -> None:
+    found = [subspace_overlap(*(np.linalg.qr(RNG.normal(size=(10, size)))[0].T for size in (3, 4))) for _ in range(500)]
+    assert np.mean(found) == pytest.approx(4 / 10, abs=0.02)
+
+
+def test_a_step_that_the_router_does_not_see_keeps_every_expert() -> None:
+    states_ND = RNG.normal(size=(400, 8))
+    step_ND = np.concatenate([np.zeros((400, 4)), 5 * RNG.normal(size=(400, 4))], axis=1)
+    found = drift_of(states_ND, step_ND)
+    assert (found.agreement, found.predicted_agreement) == (1.0, 1.0)
+    assert found.step_row == pytest.approx(0, abs=1e-9) and found.step_null is not None and found.step_null > 3
+    assert found.router_overlap == pytest.approx(1) and found.seen_overlap == pytest.approx(1)
+    assert found.router_overlap_null == 0.5
+
+
+def test_a_step_of_all_tokens_alike_is_common() -> None:
+    states_ND = RNG.normal(size=(400, 8))
+    found = drift_of(states_ND, np.broadcast_to(WEIGHT[0], states_ND.shape))
+    assert found.step_row == pytest.approx(found.step_row_common) and found.step_row > 0.3
+    assert found.predicted_agreement == found.agreement, "all steps are the same"
+
+
+def test_steps_that_know_nothing_of_the_token_are_predicted() -> None:
+    states_ND = RNG.normal(size=(20_000, 8))
+    found = drift_of(states_ND, 0.5 * RNG.normal(size=states_ND.shape))
+    assert found.predicted_agreement == pytest.approx(found.agreement, abs=0.015)
+    assert found.agreement_null + 0.1 < found.agreement < 0.9
+
+
+def test_steps_that_strengthen_the_choice_agree_more_than_predicted() -> None:
+    states_ND = RNG.normal(size=(5000, 8))
+    found = drift_of(states_ND, 0.8 * states_ND)
+    assert found.agreement == 1.0 and found.predicted_agreement < 0.8
+
+
+def test_routers_that_see_other_things_do_not_overlap() -> None:
+    states_ND, weights = RNG.normal(size=(100, 8)), (WEIGHT, WEIGHT[:, ::-1])
+    logits = (states_ND @ weights[0].T, states_ND @ weights[1].T)
+    routers = (linear_map(weights[0]), linear_map(weights[1]))
+    found = drift((states_ND, states_ND), logits, routers, shares_router=False)
+    assert found.router_overlap == pytest.approx(0, abs=1e-12) and not found.shares_router
+
+
+def test_a_router_that_sees_all_leaves_nothing() -> None:
+    weight_ED = RNG.normal(size=(5, 4))
+    assert drift_of(RNG.normal(size=(50, 4)), RNG.normal(size=(50, 4)), weight_ED).step_null is None
