@@ -49,9 +49,7 @@ class StateRecorder:
         self.routing = RoutingRecorder(model, logits=True)
         found = len(self.routing.layers)
         if wrong := [layer for layer in layers if not 0 <= layer < found]:
-            raise ValueError(
-                f"--layers ({wrong[0]}) must be from 0 to {found - 1}, as the model has so many; change it"
-            )
+            raise ValueError(f"--layers ({wrong[0]}) must be from 0 to {found - 1}, the model's last; change it")
         self._layers = tuple(layers)
         self._open = ExitStack()
         self._states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
