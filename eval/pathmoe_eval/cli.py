@@ -20,6 +20,8 @@ from pathmoe_eval.evaluation.evaluated_data import EvaluatedData
 from pathmoe_eval.generation.generate import Generation
 from pathmoe_eval.generation.search import Limits
 from pathmoe_eval.generation.segments import Sampling
+from pathmoe_eval.geometry.analysis import GeometryOptions
+from pathmoe_eval.geometry_command import geometry_command
 from pathmoe_eval.locality.study import Comparison
 from pathmoe_eval.locality_command import Compiling, locality_command
 from pathmoe_eval.perturbations.perturbing import Perturbations
@@ -50,6 +52,7 @@ def evaluation_parser() -> OneLineParser:
         "perplexity": _perplexity_parser(),
         "perturb": _perturb_parser(),
         "record": _record_parser(),
+        "geometry": _geometry_parser(),
         "locality": _locality_parser(),
         "tasks": _tasks_parser(),
         "compare": _compare_parser(),
@@ -68,6 +71,7 @@ def _main() -> None:
     disable_progress_bar()  # of transformers, which loads models in less time than it takes to read it
     run = {
         "paths": _paths, "perplexity": _perplexity, "perturb": _perturb, "record": _record, "locality": _locality,
+        "geometry": _geometry,
         "tasks": _tasks, "compare": _compare, "study": _study,
     }  # fmt: skip
     run[options.command](options[options.command], shlex.join(["pathmoe-eval", *sys.argv[1:]]))
@@ -163,6 +167,18 @@ def _record_parser() -> OneLineParser:
     _add_reading(parser)
     parser.add_argument("--out", type=Path, required=True, help="Folder of the trace.")
     parser.add_argument("--logits", type=bool, default=False, help="Also record router logits.")
+    return parser
+
+
+def _geometry_parser() -> OneLineParser:
+    parser = OneLineParser(description="How much of routing is the geometry of hidden states, as routers see it.")
+    parser.add_argument("--model", type=str, required=True, help="As for record.")
+    _add_reading(parser)
+    parser.add_argument(
+        "--layers", type=list[int] | None, default=None, help="MoE layers, from 0; by default all of up to 8, else six."
+    )
+    parser.add_class_arguments(GeometryOptions, as_group=False)
+    parser.add_argument("--out", type=Path, default=Path("report"), help="Folder of the report; that of paths will do.")
     return parser
 
 
@@ -287,6 +303,11 @@ def _locality(options: Namespace, command: str) -> None:
 def _tasks(options: Namespace, command: str) -> None:
     model = ModelOptions(model=options.model, dtype=options.dtype, device=options.device, max_length=options.max_length)
     tasks_command(model, _settings(TaskOptions, options), options.out, command)
+
+
+def _geometry(options: Namespace, command: str) -> None:
+    model, data = _settings(ModelOptions, options), _settings(EvaluatedData, options)
+    geometry_command(model, data, options.layers, _settings(GeometryOptions, options), options.out, command)
 
 
 def _compare(options: Namespace, command: str) -> None:

@@ -83,7 +83,7 @@ def record_command(model: ModelOptions, data: EvaluatedData, out: Path, logits: 
     """Write the routing of every token of the data as a trace."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
-    run = _run_of_documents(opened, model, data, documents, command)
+    run = run_of_documents(opened, model, data, documents, command)
     scores = _record(opened, documents, model, run, out, logits)
     print(f"{out}: routing of {_num_tokens(documents):,} tokens, {len(scores.position_N):,} of them scored")
 
@@ -92,7 +92,7 @@ def perplexity_command(model: ModelOptions, data: EvaluatedData, out: Path | Non
     """Print perplexity and bits per byte; with `out`, write a report of them."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
-    run = {} if out is None else _run_of_documents(opened, model, data, documents, command)
+    run = {} if out is None else run_of_documents(opened, model, data, documents, command)
     if out is not None:
         refuse_another_report(out, run)
     batches = scored_batches(opened.model, score_windows(documents, **model.windows(opened)))
@@ -157,7 +157,7 @@ def _recorded(
     A trace that is there and of this very run is not recorded again, and perplexity that the report has stays.
     """
     documents = list(read_evaluated(data, opened))
-    run = _run_of_documents(opened, model, data, documents, command)
+    run = run_of_documents(opened, model, data, documents, command)
     refuse_another_report(out, run)
     _check_before_recording(opened, documents, later)
     folder = out / TRACE_FOLDER
@@ -191,7 +191,7 @@ def perturb_command(
     """Write a report of perplexity under interventions, or add it to the report of the same model and data."""
     opened = model.open()
     documents = list(read_evaluated(data, opened))
-    run = _run_of_documents(opened, model, data, documents, command)
+    run = run_of_documents(opened, model, data, documents, command)
     refuse_another_report(out, run)
     result = measure_robustness(opened.model, documents, perturbations, **model.windows(opened))
     write_report(out, {"run": run, "sections": {"perturbation": asdict(result)}})
@@ -223,7 +223,7 @@ def _num_tokens(documents: Sequence[EvaluatedDocument]) -> int:
     return sum(len(document.token_ids) for document in documents)
 
 
-def _run_of_documents(
+def run_of_documents(
     opened: EvaluatedModel,
     model: ModelOptions,
     data: EvaluatedData,

@@ -84,3 +84,25 @@ def _task_figures(of: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _task_line(task: str, metric: str, shots: str, value: str, interval: str, chance: str, documents: str) -> str:
     return f"{task[:18]:18} {metric[:11]:11} {shots:>5} {value:>8} {interval:>16} {chance:>6} {documents:>9}".rstrip()
+
+
+def geometry_lines(section: Mapping[str, Any]) -> list[str]:
+    """The geometry of routers as a table for the terminal, a row for each layer."""
+    lines = [
+        f"{'':5} {'shared direction':>19}   {'overlap of experts explained':>28}   {'same':>6} {'any':>6}",
+        "layer    states    logits   row space      null    whole    token    two",
+    ]
+    for layer in section["layers"]:
+        shared, pairs = layer["shared_direction"], layer["token_pairs"]
+        share = pairs["explained"]["share"]
+        of_token = pairs["same_token"] or {"overlap": None, "overlap_any": None}
+        lines.append(
+            f"{layer['layer']:5} {_share(shared['state_energy']):>9} {_share(shared['logit_energy']):>9}   "
+            f"{_share(share['row']):>9} {_share(share['null']):>9} {_share(share['full']):>8}   "
+            f"{_share(of_token['overlap']):>6} {_share(of_token['overlap_any']):>6}".rstrip()
+        )
+    return lines
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

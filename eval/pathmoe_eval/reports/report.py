@@ -9,6 +9,7 @@ from typing import Any
 
 from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.evaluation.identity import compared_keys
+from pathmoe_eval.reports.geometry_chapters import geometry_chapters
 from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
 from pathmoe_eval.reports.locality_chapters import (
     cache_chapter,
@@ -41,7 +42,7 @@ TREE_FOLDER = "tree"
 
 # Every analysis has the one; what is none has the others.
 _ANALYSED = "load"
-_NOT_OF_AN_ANALYSIS = ("perplexity", "perturbation", "saturation")
+_NOT_OF_AN_ANALYSIS = ("perplexity", "perturbation", "saturation", "geometry")
 
 # What every study of a tree has.
 _STUDIED = "tree"
@@ -182,6 +183,7 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
         "vocabulary": lambda section: [vocabulary_chapter(section)],
         "saturation": lambda section: [saturation_chapter(section)],
         "perturbation": lambda section: [perturbation_chapter(section)],
+        "geometry": geometry_chapters,
         "tree": lambda section: [tree_chapter(section)],
         "equivalence": lambda section: [equivalence_chapter(section)],
         "decomposition": lambda section: [decomposition_chapter(section)],

@@ -1,0 +1,180 @@
+"""Figures of the geometry of routers and hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from pathmoe_eval.reports.figure_style import CHANCE, line_figure, new_figure
+
+Section = Mapping[str, Any]
+
+SPACES = {"full": "whole space", "row": "row space of the router", "null": "its null space"}
+PARTS = {"control": "control (row space)", "content": "content (null space)", "full": "the whole state"}
+
+
+def explained_figure(layers: Sequence[Section]) -> go.Figure:
+    """Share of the variance of expert overlap that each distance explains, by layer."""
+    shares = [layer["token_pairs"]["explained"]["share"] for layer in layers]
+    observed = {name: [share[space] for share in shares] for space, name in SPACES.items()}
+    observed["logits"] = [share["logits"] for share in shares]
+    return line_figure(_names(layers), observed, {}, "MoE layer", "share of variance explained")
+
+
+def overlap_figure(layer: Section) -> go.Figure:
+    """Overlap of experts over the distance of states, in each space, of one layer."""
+    figure = new_figure("RMS distance of hidden states", "share of experts in common")
+    for space, name in SPACES.items():
+        points = layer["token_pairs"]["explained"]["curve"][space]
+        figure.add_scatter(
+            x=[distance for distance, _ in points], y=[overlap for _, overlap in points], name=name, mode="lines"
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def tightness_figure(layers: Sequence[Section]) -> go.Figure:
+    """Distance of logits over its bound, medians over pairs, by layer."""
+    bounds = [layer["token_pairs"]["bound"] for layer in layers]
+    observed = {
+        f"bound of the {name}": [
+            bound[f"tightness_{space}"][2] if bound[f"tightness_{space}"] else None for bound in bounds
+        ]
+        for space, name in (("row", "row space"), ("full", "whole space"))
+    }
+    return line_figure(_names(layers), observed, {"the bound": [1.0] * len(layers)}, "MoE layer", "share of the bound")
+
+
+def _median(quantiles: Sequence[float]) -> float | None:
+    """The middle one; none where no pair is apart."""
+    return quantiles[len(quantiles) // 2] if quantiles else None
+
+
+def same_token_figure(layers: Sequence[Section]) -> go.Figure:
+    """Overlap of the experts of one token in two contexts, by layer."""
+    found = [layer["token_pairs"]["same_token"] for layer in layers]
+    return line_figure(
+        _names(layers),
+        {"same token": [one["overlap"] for one in found]},
+        {"any two tokens": [one["overlap_any"] for one in found]},
+        "MoE layer",
+        "share of experts in common",
+    )
+
+
+def sequence_figure(layers: Sequence[Section], measure: str, title: str) -> go.Figure:
+    """A similarity of pairs of sequences within and across domains, by layer."""
+    observed = {
+        where: [layer["sequences"][where][measure]["value"] for layer in layers] for where in ("within", "across")
+    }
+    named = {f"{where} domains": values for where, values in observed.items() if any(v is not None for v in values)}
+    return line_figure(_names(layers), named, {}, "MoE layer", title)
+
+
+def sequence_correlation_figure(layers: Sequence[Section]) -> go.Figure:
+    """Correlation of the cosine of mean states with that of expert usage, by layer and space."""
+    observed = {
+        name: [layer["sequences"]["correlation"][f"pooled_{space}"]["value"] for layer in layers]
+        for space, name in SPACES.items()
+    }
+    return line_figure(_names(layers), observed, {}, "MoE layer", "correlation with usage")
+
+
+def shared_direction_figure(layers: Sequence[Section]) -> go.Figure:
+    """Energy along the first singular direction, of states and of logits, by layer."""
+    found = [layer["shared_direction"] for layer in layers]
+    return line_figure(
+        _names(layers),
+        {
+            "of hidden states": [one["state_energy"] for one in found],
+            "of logits": [one["logit_energy"] for one in found],
+        },
+        {},
+        "MoE layer",
+        "share of energy",
+    )
+
+
+def alignment_figure(layer: Section) -> go.Figure:
+    """Response of a router along each singular direction of the data, over that of random routers."""
+    ratios = layer["alignment"]["ratio"]
+    index = list(range(1, len(ratios) + 1))
+    figure = new_figure("singular direction of the states", "response over that of a random router")
+    figure.add_scatter(x=index, y=ratios, name="router", mode="lines+markers", marker={"size": 4})
+    figure.add_scatter(x=[1, len(ratios)], y=[1, 1], name="random routers", mode="lines", line=CHANCE)
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def probe_figure(layers: Sequence[Section], name: str) -> go.Figure:
+    """Accuracy of probes of each part of the state for a class, by layer."""
+    found = [layer for layer in layers if name in layer["probes"]["accuracy"]]
+    accuracy = [layer["probes"]["accuracy"][name] for layer in found]
+    observed = {shown: [one[part]["accuracy"] for one in accuracy] for part, shown in PARTS.items()}
+    chance = {
+        "as many random directions as control": [one["random"]["accuracy"] for one in accuracy],
+        "most frequent": [layer["probes"]["most_frequent"][name] for layer in found],
+    }
+    return line_figure(_names(found), observed, chance, "MoE layer", "accuracy")
+
+
+def truncation_figure(layer: Section) -> go.Figure:
+    """Agreement of ranked experts over the number of singular directions that are kept, of one layer."""
+    found = layer["truncation"]
+    figure = new_figure("singular directions kept", "share of tokens with the same expert")
+    for rank, of_rank in enumerate(zip(*found["agreement"], strict=True), start=1):
+        figure.add_scatter(x=found["kept"], y=list(of_rank), name=f"rank {rank}", mode="lines+markers")
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def agreement_figure(pairs: Sequence[Section]) -> go.Figure:
+    """Agreement of neighbouring layers, measured and predicted from steps of other tokens."""
+    return line_figure(
+        _pair_names(pairs),
+        {"measured": [one["agreement"] for one in pairs], "predicted": [one["predicted_agreement"] for one in pairs]},
+        {"independent layers": [one["agreement_null"] for one in pairs]},
+        "MoE layers",
+        "share of tokens",
+    )
+
+
+def step_figure(pairs: Sequence[Section]) -> go.Figure:
+    """Steps of states from layer to layer, seen and unseen."""
+    return line_figure(
+        _pair_names(pairs),
+        {
+            "seen by the router": [one["step_row"] for one in pairs],
+            "of it, common to all tokens": [one["step_row_common"] for one in pairs],
+            "not seen": [one["step_null"] for one in pairs],
+        },
+        {},
+        "MoE layers",
+        "step over spread",
+    )
+
+
+def subspace_figure(pairs: Sequence[Section]) -> go.Figure:
+    """Overlap of what neighbouring routers see, and of what the data fill of it."""
+    return line_figure(
+        _pair_names(pairs),
+        {"routers": [one["router_overlap"] for one in pairs], "data": [one["seen_overlap"] for one in pairs]},
+        {
+            "routers by chance": [one["router_overlap_null"] for one in pairs],
+            "data by chance": [one["seen_overlap_null"] for one in pairs],
+        },
+        "MoE layers",
+        "mean squared cosine",
+    )
+
+
+def _names(layers: Sequence[Section]) -> list[int]:
+    return [layer["layer"] for layer in layers]
+
+
+def _pair_names(pairs: Sequence[Section]) -> list[str]:
+    return [f"{one['first_layer']}-{one['first_layer'] + 1}" for one in pairs]
