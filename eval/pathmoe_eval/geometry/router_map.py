@@ -5,7 +5,7 @@ mean of its rows, which does just that, is taken out of each (the projection of 
 arXiv 2604.09780, Proposition 2).
 """
 
-# Shapes: D hidden, E experts, P router width, R dimensions of the visible subspace.
+# Shapes: N tokens, D hidden, E experts, P router width, R dimensions of the visible subspace.
 
 from __future__ import annotations
 

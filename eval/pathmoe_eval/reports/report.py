@@ -147,7 +147,10 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def report_page(report: Mapping[str, Any]) -> str:
     """The page of a report, as `read_report` gives it."""
     facts = facts_of(report)
-    about = "Routing locality" if _STUDIED in report["sections"] else "Expert paths"
+    sections = report["sections"].keys()
+    about = "Routing locality" if _STUDIED in sections else "Expert paths"
+    if sections == {"geometry"}:
+        about = "Geometry of routing"
     return page_html(f"{about} of {facts['model']}", _subtitle(facts), report_chapters(report, facts))
 
 

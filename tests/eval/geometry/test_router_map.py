@@ -1,6 +1,6 @@
 """What a router sees: against the logits of real routers, ours and others', and in planted cases."""
 
-# Shapes: N tokens, D hidden, E experts, R visible dimensions.
+# Shapes: N and T tokens, L MoE layers, D hidden, E experts, P router width, R visible dimensions.
 
 import numpy as np
 import pytest

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,21 @@ def study_sections(program_tree) -> Callable[[], dict[str, Any]]:
     sections = study_tree(tree, made_from, tokenizer, compilers, comparison, num_workers=2, seed=0)
     text = json.dumps(sections)
     return lambda: json.loads(text)
+
+
+@pytest.fixture(scope="session")
+def geometry_section(build_moe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The section of a small model's geometry, as it is read from a report's file; not to be changed."""
+    from pathmoe_eval.geometry.analysis import GeometryOptions, analyse_geometry
+    from pathmoe_eval.geometry.router_map import router_maps
+    from pathmoe_eval.geometry.state_files import record_states
+    from tests.eval.geometry.test_state_files import documents_of
+
+    model = build_moe("olmoe")
+    folder = tmp_path_factory.mktemp("geometry") / "states"
+    documents = documents_of([30, 25, 40, 8])
+    files = record_states(SimpleNamespace(model=model), documents, [0, 1, 2], folder, max_length=16, stride=8)
+    options = GeometryOptions(num_pairs=300, num_token_classes=10)
+    section = analyse_geometry(files, router_maps(model), [0, 1, 2], 1e-7, options)
+    read: dict[str, Any] = json.loads(json.dumps(section))
+    return read
