@@ -3,26 +3,22 @@
 Each is a context manager around forwards of any MoE of transformers, and leaves the model as it was.
 """
 
-# Shapes: B batch, S sequence, T = B*S tokens of one forward, D hidden, E experts.
+# Shapes: T tokens of one forward, E experts.
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pathmoe import moe
+from pathmoe_eval.perturbations.added_logits import added_logits
 from pathmoe_eval.perturbations.token_draws import TokenKeys, standard_normal
 from pathmoe_eval.traces.moe_layers import MoELayer, moe_layers
 
 _NAMES_OF_K = ("top_k", "num_experts_per_tok")
-Noise = Callable[[tuple[int, int], torch.device], Tensor]
-"""From tokens, experts and a device to noise [T, E]."""
 
 
 @contextmanager
@@ -48,82 +44,14 @@ def noisy_logits(model: nn.Module, std_of_layer: Sequence[float], seed: int) -> 
             f"std_of_layer ({list(std_of_layer)}) must hold a number of at least 0 for each of the {len(layers)} MoE "
             "layers; take them from logit_std"
         )
-    undeclared = [layer.name for layer in layers if layer.router is None]
-    if undeclared:
-        kind = type(model).__name__
-        raise ValueError(f"model ({kind}) must declare the router of {undeclared[0]} to take noise; leave noise out")
-    with TokenKeys(model) as keys, ExitStack() as stack:
-        for index, (layer, std) in enumerate(zip(layers, std_of_layer, strict=True)):
-            noise = partial(_noise, keys, seed, index, std)
-            if isinstance(layer.block, moe.MoELayer):
-                hook = partial(_hand_noise, noise)
-                stack.callback(layer.block.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            else:
-                stack.enter_context(_noise_inside(layer, noise))
-        yield
+    with TokenKeys(model) as keys:
+        noises = {index: partial(_noise, keys, seed, index, std) for index, std in enumerate(std_of_layer)}
+        with added_logits(model, noises):
+            yield
 
 
 def _noise(keys: TokenKeys, seed: int, layer: int, std: float, shape: tuple[int, int], device: torch.device) -> Tensor:
     return std * standard_normal(keys.draws(seed=seed, layer=layer, shape=shape, device=device))
-
-
-def _hand_noise(
-    noise: Noise, block: moe.MoELayer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Ours takes noise as an argument."""
-    call = inspect.signature(block.forward).bind(*args, **kwargs)
-    if call.arguments["router"] is not None:
-        x_BSD, given_TE = call.arguments["x_BSD"], call.arguments.get("noise_TE")
-        noise_TE = noise((x_BSD.shape[0] * x_BSD.shape[1], block.config.num_experts), x_BSD.device)
-        call.arguments["noise_TE"] = noise_TE if given_TE is None else given_TE + noise_TE
-    return call.args, call.kwargs
-
-
-@contextmanager
-def _noise_inside(layer: MoELayer, noise: Noise) -> Iterator[None]:
-    """Add noise to what the linear layer inside of a router's forward returns."""
-    router = layer.router
-    assert router is not None
-    forward = router.forward
-    had_its_own = "forward" in vars(router)
-
-    def noisy_forward(*args: Any, **kwargs: Any) -> Any:
-        with _NoisyLinear(layer.num_experts, noise) as mode:
-            output = forward(*args, **kwargs)
-        if mode.num_calls != 1:
-            raise ValueError(
-                f"router of {layer.name} ({type(router).__name__}) must make its {layer.num_experts} logits by one "
-                f"linear layer to take noise, not by {mode.num_calls}; leave noise out"
-            )
-        return output
-
-    router.forward = noisy_forward
-    try:
-        yield
-    finally:
-        if had_its_own:
-            router.forward = forward
-        else:
-            del router.forward
-
-
-class _NoisyLinear(TorchFunctionMode):
-    """Adds noise to the outputs of linear layers that have one number for each expert."""
-
-    def __init__(self, num_experts: int, noise: Noise) -> None:
-        super().__init__()
-        self._num_experts, self._noise = num_experts, noise
-        self.num_calls = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is not F.linear or output.shape[-1] != self._num_experts:
-            return output
-        self.num_calls += 1
-        noise_TE = self._noise((output.shape[:-1].numel(), self._num_experts), output.device)
-        return (output.float() + noise_TE.view(output.shape)).to(output.dtype)
 
 
 @contextmanager
