@@ -21,6 +21,7 @@ from pathmoe_eval.generation.generate import Generation
 from pathmoe_eval.generation.search import Limits
 from pathmoe_eval.generation.segments import Sampling
 from pathmoe_eval.geometry.analysis import GeometryOptions
+from pathmoe_eval.geometry.interventions import InterventionOptions
 from pathmoe_eval.geometry_command import geometry_command
 from pathmoe_eval.locality.study import Comparison
 from pathmoe_eval.locality_command import Compiling, locality_command
@@ -178,6 +179,7 @@ def _geometry_parser() -> OneLineParser:
         "--layers", type=list[int] | None, default=None, help="MoE layers, from 0; by default all of up to 8, else six."
     )
     parser.add_class_arguments(GeometryOptions, as_group=False)
+    parser.add_class_arguments(InterventionOptions, as_group=False)
     parser.add_argument("--out", type=Path, default=Path("report"), help="Folder of the report; that of paths will do.")
     return parser
 
@@ -307,7 +309,8 @@ def _tasks(options: Namespace, command: str) -> None:
 
 def _geometry(options: Namespace, command: str) -> None:
     model, data = _settings(ModelOptions, options), _settings(EvaluatedData, options)
-    geometry_command(model, data, options.layers, _settings(GeometryOptions, options), options.out, command)
+    analysis, interventions = _settings(GeometryOptions, options), _settings(InterventionOptions, options)
+    geometry_command(model, data, options.layers, analysis, interventions, options.out, command)
 
 
 def _compare(options: Namespace, command: str) -> None:

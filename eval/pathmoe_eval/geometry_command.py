@@ -11,6 +11,7 @@ import torch
 from pathmoe_eval.commands import ModelOptions, run_of_documents
 from pathmoe_eval.evaluation.evaluated_data import EvaluatedData, read_evaluated
 from pathmoe_eval.geometry.analysis import GeometryOptions, analyse_geometry
+from pathmoe_eval.geometry.interventions import InterventionOptions, measure_interventions
 from pathmoe_eval.geometry.router_map import router_maps
 from pathmoe_eval.geometry.state_files import record_states
 from pathmoe_eval.reports.report import PAGE_FILE, REPORT_FILE, refuse_another_report, write_report
@@ -26,6 +27,7 @@ def geometry_command(
     data: EvaluatedData,
     layers: Sequence[int] | None,
     options: GeometryOptions,
+    interventions: InterventionOptions,
     out: Path,
     command: str,
 ) -> None:
@@ -38,12 +40,13 @@ def geometry_command(
         data: what to read.
         layers: MoE layers; None for `default_layers`.
         options: how much is drawn.
+        interventions: whether inputs are changed, too, completions generated and experts pruned, and how much.
         out: folder of the report.
         command: the command line, for the report.
 
     Raises:
-        ValueError: a model whose routers have no geometry, see `router_maps`; what `record_states` and
-            `analyse_geometry` refuse; a folder of something else.
+        ValueError: a model whose routers have no geometry, see `router_maps`; what `record_states`, `analyse_geometry`
+            and `measure_interventions` refuse; a folder of something else.
     """
     opened = model.open()
     documents = list(read_evaluated(data, opened))
@@ -58,7 +61,13 @@ def geometry_command(
         section = analyse_geometry(files, routers, index, precision, options)
     finally:
         shutil.rmtree(out / _STATES, ignore_errors=True)
-    write_report(out, {"run": run, "sections": {"geometry": section}})
+    sections = {"geometry": section}
+    if interventions.interventions:
+        sections["geometry_interventions"] = measure_interventions(
+            opened.model, documents, routers, chosen, interventions, context_length=opened.context_length,
+            seed=options.seed,
+        )  # fmt: skip
+    write_report(out, {"run": run, "sections": sections})
     for line in geometry_lines(section):
         print(line)
     print(f"{out / PAGE_FILE}: {section['num_tokens']:,} tokens; every number is in {out / REPORT_FILE}")

@@ -67,6 +67,16 @@ def test_a_run_has_a_table_and_a_report(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "report.json"]
 
 
+def test_interventions_are_added(run: Callable[[str], None], tmp_path: Path) -> None:
+    options = "--domain_key topic --layers [1] --num_pairs 150 --num_token_classes 5"
+    changed = "--interventions true --prompt_tokens 8 --completion_tokens 6 --kept_share 0.5"
+    run(f"--model M/olmoe --data M/topics.jsonl {options} {changed} --out OUT")
+    sections = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]
+    assert sections["geometry_interventions"]["num_sequences"] == 6
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Geometry of routing of " in page and "Pruned experts" in page
+
+
 def test_another_model_with_domains_and_chosen_layers(run: Callable[[str], None], tmp_path: Path) -> None:
     options = "--domain_key topic --layers [2,0] --num_pairs 150 --num_token_classes 5"
     run(f"--model M/olmoe --data M/topics.jsonl {options} --out OUT")
@@ -97,6 +107,7 @@ BAD_INPUT = {
     "--model M/olmoe --data M/topics.jsonl --layers [3]": "--layers (3) must be from 0 to 2, the model's last; change",
     "--model M/olmoe --data M/topics.jsonl --num_pairs 5": "--num_pairs (5) must be at least 100; raise it",
     "--model M/olmoe --data M/topics.jsonl --max_documents 1": "--data (1 sequences) must hold at least 2; give more",
+    "--model M/olmoe --data M/topics.jsonl --kept_share 0": "--kept_share (0.0) must be above 0 and at most 1; change",
     "--model M/dense --data M/topics.jsonl": "model (LlamaForCausalLM) must have routers; pass a mixture-of-experts",
     "--model M/none": "--model (M/none) must be a model that is there, but no file or folder is; check the path",
 }

@@ -31,7 +31,7 @@ class Truncation:
     """By rank: the share of tokens with its most frequent expert, which is what no direction at all could reach."""
 
 
-def kept_directions(number: int) -> tuple[int, ...]:
+def doublings_to(number: int) -> tuple[int, ...]:
     """1, 2, 4, ... and all."""
     powers = [1 << exponent for exponent in range(number.bit_length()) if 1 << exponent < number]
     return (*powers, number)
@@ -56,7 +56,7 @@ def truncation(
     Raises:
         ValueError: no state.
     """
-    kept = kept_directions(len(directions.values_V))
+    kept = doublings_to(len(directions.values_V))
     response_VE = directions.directions_VD @ centred_ED.T
     bias = 0.0 if bias_E is None else bias_E
     agreeing = np.zeros((len(kept), num_ranks), dtype=np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.evaluation.identity import compared_keys
 from pathmoe_eval.reports.geometry_chapters import geometry_chapters
+from pathmoe_eval.reports.intervention_chapters import intervention_chapters
 from pathmoe_eval.reports.layer_chapters import consistency_chapters, load_chapter, router_chapter
 from pathmoe_eval.reports.locality_chapters import (
     cache_chapter,
@@ -42,7 +43,7 @@ TREE_FOLDER = "tree"
 
 # Every analysis has the one; what is none has the others.
 _ANALYSED = "load"
-_NOT_OF_AN_ANALYSIS = ("perplexity", "perturbation", "saturation", "geometry")
+_NOT_OF_AN_ANALYSIS = ("perplexity", "perturbation", "saturation", "geometry", "geometry_interventions")
 
 # What every study of a tree has.
 _STUDIED = "tree"
@@ -149,7 +150,7 @@ def report_page(report: Mapping[str, Any]) -> str:
     facts = facts_of(report)
     sections = report["sections"].keys()
     about = "Routing locality" if _STUDIED in sections else "Expert paths"
-    if sections == {"geometry"}:
+    if sections <= {"geometry", "geometry_interventions"}:
         about = "Geometry of routing"
     return page_html(f"{about} of {facts['model']}", _subtitle(facts), report_chapters(report, facts))
 
@@ -187,6 +188,7 @@ def report_chapters(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list
         "saturation": lambda section: [saturation_chapter(section)],
         "perturbation": lambda section: [perturbation_chapter(section)],
         "geometry": geometry_chapters,
+        "geometry_interventions": intervention_chapters,
         "tree": lambda section: [tree_chapter(section)],
         "equivalence": lambda section: [equivalence_chapter(section)],
         "decomposition": lambda section: [decomposition_chapter(section)],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pathmoe_eval.geometry.moments import singular_directions
 from pathmoe_eval.geometry.router_map import centred
-from pathmoe_eval.geometry.truncation import kept_directions, truncation
+from pathmoe_eval.geometry.truncation import doublings_to, truncation
 from tests.eval.geometry.test_moments import moments_of
 
 
@@ -47,4 +47,4 @@ def test_one_direction_suffices_for_rank_one_states() -> None:
 
 @pytest.mark.parametrize(("number", "kept"), [(1, (1,)), (2, (1, 2)), (5, (1, 2, 4, 5)), (8, (1, 2, 4, 8))])
 def test_numbers_double_up_to_all(number: int, kept: tuple[int, ...]) -> None:
-    assert kept_directions(number) == kept
+    assert doublings_to(number) == kept
