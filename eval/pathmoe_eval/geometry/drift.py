@@ -45,9 +45,10 @@ class Drift:
     """The same as `step_row` for what the router does not see; None where it sees all."""
     agreement: float
     """Share of tokens whose highest logit is of the same expert in both layers."""
-    predicted_agreement: float
+    predicted_agreement: float | None
     """The same where each token takes the step, in logits, of another token: what the distributions of logits and of
-    steps make of it if they know nothing of each other."""
+    steps make of it if they know nothing of each other. None between routers that are not shared, whose steps have no
+    meaning."""
     agreement_null: float
     """The same of independent layers with the same choices."""
 
@@ -87,7 +88,7 @@ def drift(
         step_row_common=float(np.linalg.norm((next_row_NR - row_NR).mean(axis=0)) / _spread(row_NR)),
         step_null=_step(_unseen(states[0], first), _unseen(states[1], first)) if dimensions < hidden_size else None,
         agreement=float((top_one == top_next).mean()),
-        predicted_agreement=_predicted(logits, top_one, seed),
+        predicted_agreement=_predicted(logits, top_one, seed) if shares_router else None,
         agreement_null=float(shares_E @ next_shares_E),
     )
 

@@ -1,6 +1,6 @@
 """How routers respond to inputs: confidence, size and alignment of their logits, the shared direction, expert usage."""
 
-# Shapes: N tokens, M sequences, D hidden, E experts, K experts per token, S tokens of an input.
+# Shapes: N tokens, M sequences, L MoE layers, D hidden, E experts, K experts per token, S tokens of an input.
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 in the last layers of gpt-oss-20b: the loss rises little on prompts and more on completions.
 """
 
-# Shapes: S tokens of a sequence, L MoE layers, E experts, K experts per token.
+# Shapes: S tokens of a sequence, L MoE layers, E experts, K experts per token, V vocabulary.
 
 from __future__ import annotations
 

@@ -191,7 +191,8 @@ def _drift_panels(pairs: Sequence[Section], tokens: int) -> list[Panel]:
             title="Agreement from geometry alone",
             figure=agreement_figure(pairs),
             reading="Share of tokens whose highest logit is of the same expert in both layers. Predicted: each token "
-            "takes the step in logits of another token. Between routers that are not shared, indices are names.",
+            "takes the step in logits of another token. Between routers that are not shared indices are names, and "
+            "nothing is predicted.",
             num_tokens=tokens,
         ),
         Panel(

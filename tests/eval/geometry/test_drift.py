@@ -66,7 +66,7 @@ def test_steps_that_know_nothing_of_the_token_are_predicted() -> None:
 def test_steps_that_strengthen_the_choice_agree_more_than_predicted() -> None:
     states_ND = RNG.normal(size=(5000, 8))
     found = drift_of(states_ND, 0.8 * states_ND)
-    assert found.agreement == 1.0 and found.predicted_agreement < 0.8
+    assert found.agreement == 1.0 and found.predicted_agreement is not None and found.predicted_agreement < 0.8
 
 
 def test_routers_that_see_other_things_do_not_overlap() -> None:
@@ -75,6 +75,7 @@ def test_routers_that_see_other_things_do_not_overlap() -> None:
     routers = (linear_map(weights[0]), linear_map(weights[1]))
     found = drift((states_ND, states_ND), logits, routers, shares_router=False)
     assert found.router_overlap == pytest.approx(0, abs=1e-12) and not found.shares_router
+    assert found.predicted_agreement is None
 
 
 def test_a_router_that_sees_all_leaves_nothing() -> None:
