@@ -174,7 +174,7 @@ def _record_parser() -> OneLineParser:
 def _geometry_parser() -> OneLineParser:
     parser = OneLineParser(description="How much of routing is the geometry of hidden states, as routers see it.")
     parser.add_argument("--model", type=str, required=True, help="As for record.")
-    _add_reading(parser)
+    _add_reading(parser, has_problems=True)
     parser.add_argument(
         "--layers", type=list[int] | None, default=None, help="MoE layers, from 0; by default all of up to 8, else six."
     )
@@ -214,14 +214,14 @@ def _tasks_parser() -> OneLineParser:
 _NOT_OF_GENERATION = {"model", "max_length", "stride"}
 
 
-def _add_reading(parser: OneLineParser) -> None:
+def _add_reading(parser: OneLineParser, has_problems: bool = False) -> None:
     """Options of what is read, and of how the model reads it."""
-    parser.add_class_arguments(EvaluatedData, as_group=False)
+    parser.add_class_arguments(EvaluatedData, as_group=False, skip=set() if has_problems else {"problem_key"})
     parser.add_class_arguments(ModelOptions, as_group=False, skip={"model"})
 
 
 def _settings(kind: type[Settings], options: Namespace) -> Settings:
-    return kind(**{field.name: options[field.name] for field in fields(kind)})
+    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
 
 
 def _paths(options: Namespace, command: str) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from pathmoe.data import TokenDataModule
 from pathmoe.data.blocks import Blocks
@@ -41,15 +42,20 @@ class PathMonitor(Callback):
         num_blocks: blocks of the slice, which lie evenly over the validation split; the whole split where that is
             smaller. null: two global batches, and at most 262,144 tokens.
         per_layer: also log the figures of each layer.
+        geometry: also log the share of the energy of router inputs and of logits along their shared direction, and the
+            alignment of routers; for a model that is not sharded. Costs a matrix of the hidden size squared a layer.
     """
 
-    def __init__(self, every_n_steps: int = 50, num_blocks: int | None = None, per_layer: bool = False) -> None:
+    def __init__(
+        self, every_n_steps: int = 50, num_blocks: int | None = None, per_layer: bool = False, geometry: bool = False
+    ) -> None:
         for key, value in (("every_n_steps", every_n_steps), ("num_blocks", num_blocks)):
             if value is not None and value < 1:
                 raise ValueError(f"{key} ({value}) of PathMonitor must be at least 1; raise it")
         self.every_n_steps = every_n_steps
         self.num_blocks = num_blocks
         self.per_layer = per_layer
+        self.geometry = geometry
         self._seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,6 +63,11 @@ class PathMonitor(Callback):
         self._speed = next((callback for callback in trainer.callbacks if isinstance(callback, SpeedMonitor)), None)
         if self._speed is None:
             raise OnAllRanksError("trainer.callbacks (no SpeedMonitor) must hold one beside PathMonitor; add it")
+        if self.geometry and any(isinstance(module, FSDPModule) for module in pl_module.modules()):
+            raise OnAllRanksError(
+                "geometry (true) of PathMonitor must not be set with a strategy that shards, since routers must be "
+                "whole; measure checkpoints instead, with pathmoe-eval geometry"
+            )
         if not isinstance(trainer.datamodule, TokenDataModule):
             name = type(trainer.datamodule).__name__
             raise OnAllRanksError(f"data ({name}) must be a TokenDataModule for PathMonitor; pass one, or drop it")
@@ -89,7 +100,7 @@ class PathMonitor(Callback):
         training_seconds = self._speed.seconds_so_far
         start = time.perf_counter()
         with self._speed.paused(), trainer.precision_plugin.forward_context():
-            figures = monitor(pl_module.model, self._batches(), self.per_layer)
+            figures = monitor(pl_module.model, self._batches(), self.per_layer, self.geometry)
         self._seconds += time.perf_counter() - start
         figures["cost_share"] = self._seconds / training_seconds
         for logger in trainer.loggers:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,18 @@ from pathmoe.config import PathMoEConfig
 from pathmoe.model import PathMoEForCausalLM
 from pathmoe.routing import Routing
 from pathmoe_eval.experts.load import balance_figures
+from pathmoe_eval.geometry.monitored import GeometrySums
+from pathmoe_eval.geometry.router_map import router_maps
 from pathmoe_eval.layers.agreement import AdjacentCounts
 from pathmoe_eval.paths.paths import PathCounts
 from pathmoe_eval.ranks import merged_over_ranks
 
 
 def monitor(
-    model: PathMoEForCausalLM, batches: Iterable[Mapping[str, Tensor]], per_layer: bool = False
+    model: PathMoEForCausalLM,
+    batches: Iterable[Mapping[str, Tensor]],
+    per_layer: bool = False,
+    geometry: bool = False,
 ) -> dict[str, float]:
     """Figures of how `model` routes the tokens of all ranks' batches, the same on every rank.
 
@@ -35,6 +40,7 @@ def monitor(
         model: may be sharded by FSDP2; then every rank must have equally many batches, as each forward is of all ranks.
         batches: `input_ids` and `position_ids` [B, S] of this rank, at least one token on some rank.
         per_layer: add the figures of each layer to their means.
+        geometry: add those of `GeometrySums`, means over layers with a router of their own, for a model that is whole.
 
     Returns:
         `tokens`, `entropy_bits`, `effective_paths`, `distinct` (paths) and `entropy_ceiling_bits`: see `PathEntropy`.
@@ -46,7 +52,8 @@ def monitor(
         `layer_00/load_entropy` and so on, a pair under its first layer.
     """
     counts = MonitorCounts(model.config)
-    with _evaluating(model):
+    sums = GeometrySums(model.config.num_moe_layers, model.config.hidden_size) if geometry else None
+    with _evaluating(model), nullcontext() if sums is None else sums.recording(model):
         for batch in batches:
             output = model(
                 input_ids=batch["input_ids"].to(model.device),
@@ -56,7 +63,11 @@ def monitor(
                 keep_router_logits=True,
             )
             counts.update(output.routings)
-    return merged_over_ranks(counts).figures(per_layer)
+    figures = merged_over_ranks(counts).figures(per_layer)
+    if sums is not None:
+        of_layers = merged_over_ranks(sums).figures(router_maps(model))
+        figures |= {name: float(values_L.mean()) for name, values_L in of_layers.items()}
+    return figures
 
 
 class MonitorCounts:

@@ -31,7 +31,7 @@ def models(fit_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     OlmoeForCausalLM(olmoe).save_pretrained(folder / "olmoe")
     for name in ("dense", "olmoe"):
         train_bpe([TEXT], 290).save_pretrained(folder / name)
-    rows = [{"text": TEXT * (2 + number), "topic": "ab"[number % 2]} for number in range(6)]
+    rows = [{"text": TEXT * (2 + number), "topic": "ab"[number % 2], "problem": number // 3} for number in range(6)]
     (folder / "topics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -85,6 +85,15 @@ def test_another_model_with_domains_and_chosen_layers(run: Callable[[str], None]
     sequences = section["layers"][0]["sequences"]
     assert sequences["domains"] == ["a", "b"] and sequences["across"]["usage_cosine"]["value"] is not None
     assert "across domains" in (tmp_path / "out" / "index.html").read_text()
+    assert "trajectories" not in section["layers"][0]
+
+
+def test_texts_of_several_authors_on_problems(run: Callable[[str], None], tmp_path: Path) -> None:
+    options = "--domain_key topic --problem_key problem --num_pairs 150 --num_token_classes 5"
+    run(f"--model M/olmoe --data M/topics.jsonl {options} --out OUT")
+    layers = json.loads((tmp_path / "out" / "report.json").read_text())["sections"]["geometry"]["layers"]
+    assert len(layers[0]["trajectories"]) == 4
+    assert "by who wrote them" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_it_is_added_to_the_report_of_paths_and_stays(
@@ -108,6 +117,7 @@ BAD_INPUT = {
     "--model M/olmoe --data M/topics.jsonl --num_pairs 5": "--num_pairs (5) must be at least 100; raise it",
     "--model M/olmoe --data M/topics.jsonl --max_documents 1": "--data (1 sequences) must hold at least 2; give more",
     "--model M/olmoe --data M/topics.jsonl --kept_share 0": "--kept_share (0.0) must be above 0 and at most 1; change",
+    "--model M/olmoe --data M/topics.jsonl --problem_key x": "--problem_key (x) must be one of the keys of M/topics",
     "--model M/dense --data M/topics.jsonl": "model (LlamaForCausalLM) must have routers; pass a mixture-of-experts",
     "--model M/none": "--model (M/none) must be a model that is there, but no file or folder is; check the path",
 }

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import TokenDataModule, train_bpe
 from pathmoe.training.checkpoint_io import AtomicCheckpointIO
+from pathmoe.training.errors import OnAllRanksError
 from pathmoe.training.last_checkpoint import LastCheckpoint
 from pathmoe.training.module import PathMoEModule
 from pathmoe.training.optim import OptimizerConfig
@@ -176,6 +179,23 @@ def test_the_slice_is_bounded_where_the_global_batch_is_large(monkeypatch: pytes
     assert {row["paths/tokens"] for _, row in fit(PathMonitor(6)).named("paths/")} == {3 * 32}
     monkeypatch.setattr("pathmoe_eval.hooks._MOST_TOKENS", 1)
     assert {row["paths/tokens"] for _, row in fit(PathMonitor(6)).named("paths/")} == {32}
+
+
+def test_geometry_is_logged_where_it_is_asked_for() -> None:
+    undisturbed, kept = KeepModel(), KeepModel()
+    fit(undisturbed)
+    memory = fit(PathMonitor(3, geometry=True), kept)
+    assert [step for step, row in memory.named("paths/") if "paths/shared_logit_energy" in row] == [2, 5]
+    for name, weight in undisturbed.weights[6].items():
+        assert torch.equal(kept.weights[6][name], weight), name
+
+
+def test_geometry_of_a_sharded_model_is_refused() -> None:
+    sharded = object.__new__(type("Sharded", (FSDPModule, torch.nn.Module), {}))
+    trainer: Any = SimpleNamespace(callbacks=[SpeedMonitor()])
+    module: Any = SimpleNamespace(modules=lambda: [sharded])
+    with pytest.raises(OnAllRanksError, match=r"^geometry \(true\) of PathMonitor must not be set with"):
+        PathMonitor(geometry=True).on_train_start(trainer, module)
 
 
 def test_a_resumed_run_looks_at_the_same_steps(tmp_path: Path) -> None:

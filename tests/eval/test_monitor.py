@@ -202,6 +202,14 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_geometry_is_added_on_request_and_leaves_the_rest() -> None:
+    model = fresh_model()
+    plain, found = monitor(model, random_batches()), monitor(model, random_batches(), geometry=True)
+    added = {name: found.pop(name) for name in ("shared_state_energy", "shared_logit_energy", "alignment")}
+    assert found == plain
+    assert 1 / 16 < added["shared_state_energy"] < 1 and 0 < added["shared_logit_energy"] < 1 and added["alignment"] > 0
+
+
 def test_also_after_an_error() -> None:
     model = fresh_model()
     with pytest.raises(IndexError):

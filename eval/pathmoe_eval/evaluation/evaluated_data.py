@@ -45,6 +45,8 @@ class EvaluatedData:
     """Key or column that holds the text of a record."""
     domain_key: str | None = None
     """Key or column that holds the domain of a record; without it, a document's domain is its file, or the source."""
+    problem_key: str | None = None
+    """Key or column that holds the problem that a record answers; its domain is then who wrote it."""
     max_documents: int | None = None
     """Documents to read at most, from the beginning."""
     max_document_tokens: int | None = None
@@ -58,11 +60,11 @@ class EvaluatedData:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise ValueError(f"--{option} ({value}) must be at least 1; raise it or leave it out")
-        if self.domain_key is not None and self.data in (PYTHON_STDLIB, C_FUNCTIONS, HELD_OUT):
-            raise ValueError(
-                f"--domain_key ({self.domain_key}) must not be set with --data {self.data}, which has no records; "
-                "leave it out"
-            )
+        for option in ("domain_key", "problem_key"):
+            if (key := getattr(self, option)) is not None and self.data in (PYTHON_STDLIB, C_FUNCTIONS, HELD_OUT):
+                raise ValueError(
+                    f"--{option} ({key}) must not be set with --data {self.data}, which has no records; leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +74,8 @@ class EvaluatedDocument:
     name: str
     """Its file or source, and its number there."""
     domain: str
+    problem: str | None = None
+    """What a record answers; None where no key was given."""
     text: str
     """The whole text, also where its tokens were cut."""
     token_ids: NDArray[np.int64]
@@ -85,6 +89,7 @@ class _Text(NamedTuple):
     name: str
     domain: str
     text: str
+    problem: str | None = None
 
 
 def read_evaluated(data: EvaluatedData, model: EvaluatedModel) -> Iterator[EvaluatedDocument]:
@@ -147,10 +152,10 @@ def _texts(data: EvaluatedData, model: EvaluatedModel) -> Iterator[_Text]:
     source = Source(source=data.data, text_key=data.text_key)
     if source.has_splits:
         source = replace(source, subset=data.subset, split=data.split or _HUB_SPLIT)
-        return _hub_texts(source, data.domain_key)
+        return _hub_texts(source, data)
     # A source that has neither refuses them.
     replace(source, subset=data.subset, split=data.split or source.split)
-    return _file_texts(find_files(data.data), data.text_key, data.domain_key)
+    return _file_texts(find_files(data.data), data)
 
 
 def _held_out(source: str, run_data: dict[str, Any] | None) -> Iterator[_Text]:
@@ -164,46 +169,45 @@ def _texts_held_out(module: TokenDataModule, source: str) -> Iterator[_Text]:
         yield _Text(f"{source}, {document.group or 'document'} {number}", source, document.text)
 
 
-def _hub_texts(source: Source, domain_key: str | None) -> Iterator[_Text]:
+def _hub_texts(source: Source, data: EvaluatedData) -> Iterator[_Text]:
     name = str(source.source)
     for number, row in enumerate(load_rows(source, streaming=True)):
         where = f"{name}, {source.split} row {number}"
         if text := text_of(row, source.text_key, where):
-            yield _Text(where, _domain(row, domain_key, where) or name, text)
+            yield _Text(
+                where, _label(row, data, "domain_key", where) or name, text, _label(row, data, "problem_key", where)
+            )
 
 
-def _file_texts(files: list[Path], text_key: str, domain_key: str | None) -> Iterator[_Text]:
+def _file_texts(files: list[Path], data: EvaluatedData) -> Iterator[_Text]:
     folder = os.path.commonpath([file.resolve().parent for file in files])
+    labels = [key for key in (data.domain_key, data.problem_key) if key is not None]
     for file in files:
         domain = os.path.relpath(file.resolve(), folder)
         if file.suffix == ".txt":
-            if domain_key is not None:
-                raise ValueError(
-                    f"--domain_key ({domain_key}) must be a key of records, but {file} has none; leave it out"
-                )
-            yield from (_Text(domain, domain, document.text) for document in read_file(file, text_key))
+            for option in ("domain_key", "problem_key"):
+                if (key := getattr(data, option)) is not None:
+                    raise ValueError(f"--{option} ({key}) must be a key of records, but {file} has none; leave it out")
+            yield from (_Text(domain, domain, document.text) for document in read_file(file, data.text_key))
             continue
-        keys = [text_key] if domain_key is None else [text_key, domain_key]
-        for number, row in enumerate(read_records(file, keys), start=1):
-            if text := text_of(row, text_key, f"{file}, record {number}"):
-                yield _Text(
-                    f"{domain}, record {number}",
-                    _domain(row, domain_key, f"{file}, record {number}") or domain,
-                    text,
-                )
+        for number, row in enumerate(read_records(file, list(dict.fromkeys([data.text_key, *labels]))), start=1):
+            where = f"{file}, record {number}"
+            if text := text_of(row, data.text_key, where):
+                label, problem = (_label(row, data, option, where) for option in ("domain_key", "problem_key"))
+                yield _Text(f"{domain}, record {number}", label or domain, text, problem)
 
 
-def _domain(row: dict[str, Any], domain_key: str | None, where: str) -> str | None:
-    if domain_key is None:
+def _label(row: dict[str, Any], data: EvaluatedData, option: str, where: str) -> str | None:
+    """What a record has under the key that an option names; None where it names none."""
+    key = getattr(data, option)
+    if key is None:
         return None
-    if domain_key not in row:
-        raise ValueError(
-            f"--domain_key ({domain_key}) must be one of the keys of {where} ({', '.join(row)}); change it"
-        )
-    value = row[domain_key]
+    if key not in row:
+        raise ValueError(f"--{option} ({key}) must be one of the keys of {where} ({', '.join(row)}); change it")
+    value = row[key]
     if not isinstance(value, str | int) or value == "":
         raise ValueError(
-            f"--domain_key ({domain_key}) must name text or whole numbers, but {where} holds {value!r:.40}; change it"
+            f"--{option} ({key}) must name text or whole numbers, but {where} holds {value!r:.40}; change it"
         )
     return str(value)
 
@@ -230,6 +234,7 @@ def _document(text: _Text, token_ids_N: NDArray[np.int64], token_bytes_V: NDArra
     return EvaluatedDocument(
         name=text.name,
         domain=text.domain,
+        problem=text.problem,
         text=text.text,
         token_ids=token_ids_N,
         token_bytes=own_bytes_N * scale,

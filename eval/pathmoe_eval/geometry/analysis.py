@@ -21,7 +21,7 @@ from pathmoe_eval.geometry.pairs import draw_pairs, token_pairs
 from pathmoe_eval.geometry.probes import ProbeChunk, probe
 from pathmoe_eval.geometry.router_map import RouterMap
 from pathmoe_eval.geometry.same_token import draw_same_token_pairs, same_token
-from pathmoe_eval.geometry.sequences import sequence_pairs
+from pathmoe_eval.geometry.sequences import overlap_of_trajectories, sequence_pairs
 from pathmoe_eval.geometry.state_files import StateFiles
 from pathmoe_eval.geometry.truncation import truncation
 
@@ -104,7 +104,7 @@ def _layer(
         "visible_dimensions": len(router.visible_RD),
         "shared_direction": asdict(shared_direction(directions, router.centred_ED)),
         "token_pairs": _token_pairs(files, layer, router, logit_precision, options),
-        "sequences": _sequences(files, layer, router, options),
+        **_sequences(files, layer, router, options),
     }
     if router.centred_ED is not None and (aligned := alignment(directions, router.centred_ED, files.num_tokens)):
         found["alignment"] = asdict(aligned)
@@ -149,6 +149,7 @@ def _token_pairs(
 
 
 def _sequences(files: StateFiles, layer: int, router: RouterMap, options: GeometryOptions) -> dict[str, Any]:
+    """`sequences`, and `trajectories` where documents answer problems."""
     states_ND, ids_NK = files.states[layer], files.expert_ids_NLK[:, layer]
     number, num_experts = len(files.domains), files.logits[layer].shape[1]
     pooled_MD = np.zeros((number, states_ND.shape[1]))
@@ -159,7 +160,12 @@ def _sequences(files: StateFiles, layer: int, router: RouterMap, options: Geomet
     tokens_M = np.bincount(files.document_N, minlength=number)[:, None]
     usage_ME = visits_ME / visits_ME.sum(axis=1, keepdims=True)
     pairs = sequence_pairs(pooled_MD / tokens_M, usage_ME, ids_NK.shape[1], files.domains, router, seed=options.seed)
-    return asdict(pairs)
+    found: dict[str, Any] = {"sequences": asdict(pairs)}
+    problems = [problem for problem in files.problems if problem is not None]
+    if len(problems) == number:
+        of_pairs = overlap_of_trajectories(usage_ME, problems, files.domains, seed=options.seed)
+        found["trajectories"] = {name: asdict(mean) for name, mean in of_pairs.items()}
+    return found
 
 
 def _probes(files: StateFiles, layer: int, router: RouterMap, options: GeometryOptions) -> Any:

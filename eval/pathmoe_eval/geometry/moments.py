@@ -38,6 +38,12 @@ class StateMoments:
         self.sum_D += states_ND.sum(axis=0, dtype=np.float64)
         self.gram_DD += states_ND.T @ states_ND
 
+    def merge(self, other: StateMoments) -> None:
+        """Add everything that `other`, of the same width, has counted."""
+        self.num_tokens += other.num_tokens
+        self.sum_D += other.sum_D
+        self.gram_DD += other.gram_DD
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SingularDirections:

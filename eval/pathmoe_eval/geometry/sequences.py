@@ -94,6 +94,46 @@ def sequence_pairs(
     )
 
 
+def overlap_of_trajectories(
+    usage_ME: NDArray[np.floating],
+    problems: Sequence[str],
+    authors: Sequence[str],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Mean]:
+    """Jaccard of the experts that hold 0.8 of the visits of pairs of texts, by who wrote them and of what.
+
+    Figure 6 of the paper has trajectories of several models on several problems; that they are all read by one model is
+    our reading, since experts of different models have nothing in common but their numbers.
+
+    Args:
+        usage_ME: share of the visits of each expert.
+        problems: that each text answers.
+        authors: of each text.
+        num_resamples: of the bootstrap over texts.
+        seed: of the bootstrap.
+
+    Returns:
+        Means over pairs, by `same problem, same author` and so on.
+    """
+    jaccard_MM = _jaccards(top_p_sets(usage_ME))
+    counts_RM = _resamples(len(problems), num_resamples, seed)
+    is_same = {}
+    for name, labels in (("problem", problems), ("author", authors)):
+        names = np.array(labels)
+        is_same[name] = names[:, None] == names[None, :]
+    return {
+        f"{of_problem} problem, {of_author} author": _mean(
+            jaccard_MM,
+            (is_same["problem"] == (of_problem == "same")) & (is_same["author"] == (of_author == "same")),
+            counts_RM,
+        )
+        for of_problem in ("same", "different")
+        for of_author in ("same", "different")
+    }
+
+
 def similarities(
     pooled_MD: NDArray[np.floating], usage_ME: NDArray[np.floating], num_experts_per_tok: int, router: RouterMap
 ) -> dict[str, _Square]:

@@ -38,6 +38,8 @@ class StateFiles:
     """Number of each token's document, from 0, ascending."""
     domains: tuple[str, ...]
     """Of each document."""
+    problems: tuple[str | None, ...]
+    """What each document answers, where that is known."""
 
     @property
     def num_tokens(self) -> int:
@@ -83,7 +85,7 @@ def record_states(
                 arrays = _Arrays(folder, num_tokens, taken)
             arrays.append(taken, counted_N, batch.input_ids_BS.flat[counted_N], batch.document_BS.flat[counted_N])
     assert arrays is not None, "documents have tokens"
-    return arrays.files(tuple(document.domain for document in documents))
+    return arrays.files(documents)
 
 
 class _Arrays:
@@ -125,7 +127,7 @@ class _Arrays:
         self._token_ids_N[at], self._document_N[at] = token_ids_N, document_N
         self._filled = at.stop
 
-    def files(self, domains: tuple[str, ...]) -> StateFiles:
+    def files(self, documents: Sequence[EvaluatedDocument]) -> StateFiles:
         """All of it, once it is there."""
         assert self._filled == len(self._token_ids_N), "each token is counted once"
         return StateFiles(
@@ -134,7 +136,8 @@ class _Arrays:
             expert_ids_NLK=self._expert_ids_NLK,
             token_ids_N=self._token_ids_N,
             document_N=self._document_N,
-            domains=domains,
+            domains=tuple(document.domain for document in documents),
+            problems=tuple(document.problem for document in documents),
         )
 
 

@@ -18,6 +18,7 @@ from pathmoe_eval.reports.geometry_figures import (
     step_figure,
     subspace_figure,
     tightness_figure,
+    trajectory_figure,
     truncation_figure,
 )
 from pathmoe_eval.reports.number_format import UNDEFINED, count, percent, ratio
@@ -114,7 +115,7 @@ def _token_panels(layers: Sequence[Section], middle: Section, tokens: int) -> li
 
 def _sequence_panels(layers: Sequence[Section], tokens: int) -> list[Panel]:
     number = layers[0]["sequences"]["num_sequences"]
-    return [
+    panels = [
         Panel(
             title="Usage of experts by pairs of sequences",
             figure=sequence_figure(layers, "usage_cosine", "cosine of visit shares"),
@@ -134,6 +135,18 @@ def _sequence_panels(layers: Sequence[Section], tokens: int) -> list[Panel]:
             num_tokens=tokens,
         ),
     ]
+    answering = [layer for layer in layers if "trajectories" in layer]
+    if answering:
+        panels.append(
+            Panel(
+                title="Texts by who wrote them, and of what",
+                figure=trajectory_figure(answering),
+                reading="Jaccard of the fewest experts that hold 0.8 of the visits, mean over pairs of texts; the "
+                "author is the domain of a text.",
+                num_tokens=tokens,
+            )
+        )
+    return panels
 
 
 def _direction_panels(layers: Sequence[Section], middle: Section, tokens: int) -> list[Panel]:

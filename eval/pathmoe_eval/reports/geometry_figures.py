@@ -82,6 +82,14 @@ def sequence_correlation_figure(layers: Sequence[Section]) -> go.Figure:
     return line_figure(_names(layers), observed, {}, "MoE layer", "correlation with usage")
 
 
+def trajectory_figure(layers: Sequence[Section]) -> go.Figure:
+    """Jaccard of the experts of pairs of texts, by problem and author, over layers."""
+    names = layers[0]["trajectories"]
+    observed = {name: [layer["trajectories"][name]["value"] for layer in layers] for name in names}
+    there = {name: values for name, values in observed.items() if any(value is not None for value in values)}
+    return line_figure(_names(layers), there, {}, "MoE layer", "Jaccard")
+
+
 def shared_direction_figure(layers: Sequence[Section]) -> go.Figure:
     """Energy along the first singular direction, of states and of logits, by layer."""
     found = [layer["shared_direction"] for layer in layers]

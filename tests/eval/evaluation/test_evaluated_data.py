@@ -189,6 +189,19 @@ def test_limits_cut_exactly(tmp_path: Path) -> None:
     assert [document.text for document in read(file, max_documents=1, max_tokens=10**6)] == TEXTS[:1]
 
 
+def test_each_document_is_cut_to_its_beginning(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
+    for document, whole in zip(read(file, max_document_tokens=4), read(file), strict=True):
+        assert document.token_ids.tolist() == whole.token_ids[:4].tolist()
+    assert sum(len(document.token_ids) for document in read(file, max_document_tokens=4, max_tokens=6)) == 6
+
+
+def test_problems_from_a_key_of_the_records(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "a.jsonl", [{"text": "x", "of": 7}, {"text": "y", "of": "eight"}])
+    assert [document.problem for document in read(file, problem_key="of")] == ["7", "eight"]
+    assert [document.problem for document in read(file)] == [None, None]
+
+
 def test_many_texts_are_the_same_as_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_lines(tmp_path / "a.jsonl", [{"text": f"{number} {TEXTS[number % 3]}"} for number in range(40)])
     together = read(file)
@@ -203,6 +216,8 @@ def test_many_texts_are_the_same_as_each_alone(tmp_path: Path, monkeypatch: pyte
         ({"max_documents": 0}, r"--max_documents \(0\) must be at least 1; raise it or leave it out"),
         ({"max_tokens": 0}, r"--max_tokens \(0\) must be at least 1; raise it or leave it out"),
         ({"domain_key": "x"}, r"--domain_key \(x\) must not be set with --data python-stdlib, which has no records; l"),
+        ({"problem_key": "x"}, r"--problem_key \(x\) must not be set with --data python-stdlib, which has no records"),
+        ({"max_document_tokens": 0}, r"--max_document_tokens \(0\) must be at least 1; raise it or leave it out"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], line: str) -> None:

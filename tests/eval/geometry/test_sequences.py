@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathmoe_eval.geometry.router_map import linear_map
-from pathmoe_eval.geometry.sequences import sequence_pairs, similarities, top_p_sets
+from pathmoe_eval.geometry.sequences import overlap_of_trajectories, sequence_pairs, similarities, top_p_sets
 from tests.eval.geometry.conftest import random_rotation
 
 
@@ -134,3 +134,20 @@ def test_a_rotation_of_the_hidden_space_changes_nothing(size: int, seed: int) ->
 def test_one_sequence_has_no_pair() -> None:
     with pytest.raises(ValueError, match=r"^--data \(1 sequences\) must hold at least 2; give more documents$"):
         sequence_pairs(np.ones((1, 3)), np.ones((1, 2)) / 2, 1, ["a"], linear_map(np.eye(2, 3)))
+
+
+def test_trajectories_are_told_by_problem_and_author() -> None:
+    usage_ME = np.eye(4)[[0, 0, 1, 1, 0, 2]]  # one expert each
+    problems, authors = ["p", "p", "q", "q", "p", "q"], ["a", "a", "a", "a", "b", "b"]
+    found = overlap_of_trajectories(usage_ME, problems, authors)
+    assert {name: mean.value for name, mean in found.items()} == {
+        "same problem, same author": 1.0,
+        "same problem, different author": pytest.approx(2 / 4),
+        "different problem, same author": 0.0,
+        "different problem, different author": 0.0,
+    }
+    pairs = [(i, j) for i in range(6) for j in range(i)]
+    same = [usage_ME[i] @ usage_ME[j] for i, j in pairs if problems[i] == problems[j] and authors[i] != authors[j]]
+    assert found["same problem, different author"].value == pytest.approx(np.mean(same))
+    alone = overlap_of_trajectories(usage_ME, problems, ["a"] * 6)
+    assert alone["same problem, different author"].value is None
