@@ -34,14 +34,12 @@ class GeometryOptions:
     """Pairs of tokens in each layer."""
     num_token_classes: int = 256
     """Most frequent token ids that a probe is to tell apart."""
-    num_drift_tokens: int = 50_000
-    """Tokens, from the beginning, on which neighbouring layers are compared, whose states lie in memory."""
     seed: int = 0
     """Of pairs, random subspaces and resamples."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name, least in (("num_pairs", 100), ("num_token_classes", 2), ("num_drift_tokens", 2), ("seed", 0)):
+        for name, least in (("num_pairs", 100), ("num_token_classes", 2), ("seed", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name} ({value}) must be at least {least}; raise it")
 
@@ -66,7 +64,8 @@ def analyse_geometry(
         ValueError: fewer than two tokens or documents; states that are not finite.
     """
     layers = [layer for layer in files.states if routers[layer] is not None]
-    neighbours = [(one, other) for one, other in pairwise(layers) if other == one + 1]
+    seeing = [layer for layer in layers if len(_of(routers, layer).visible_RD)]
+    neighbours = [(one, other) for one, other in pairwise(seeing) if other == one + 1]
     return {
         "num_tokens": files.num_tokens,
         "layers": [_layer(files, layer, _of(routers, layer), logit_precision, options) for layer in layers],
@@ -200,10 +199,6 @@ def _probe_chunks(
 def _drift(
     files: StateFiles, layer: int, routers: Sequence[RouterMap | None], shares_router: bool, options: GeometryOptions
 ) -> Any:
-    rows = slice(0, options.num_drift_tokens)
-    states, logits = (
-        (of_layers[layer][rows].astype(np.float64), of_layers[layer + 1][rows].astype(np.float64))
-        for of_layers in (files.states, files.logits)
-    )
+    states, logits = ((of_layers[layer], of_layers[layer + 1]) for of_layers in (files.states, files.logits))
     of_both = (_of(routers, layer), _of(routers, layer + 1))
     return drift(states, logits, of_both, shares_router=shares_router, seed=options.seed)

@@ -58,12 +58,25 @@ def test_other_routers_have_what_can_be_said_of_them(name: str, kind: str, build
         assert one["token_pairs"]["explained"]["share"].keys() == {"full", "row", "null", "logits"}
 
 
+def test_a_router_that_sees_nothing_has_no_neighbours(build_moe: BuildMoE, tmp_path: Path) -> None:
+    model = build_moe("olmoe")
+    torch.nn.init.zeros_(model.model.layers[1].mlp.gate.weight)
+    layers = [0, 1, 2]
+    folder = tmp_path / "states"
+    files = record_states(SimpleNamespace(model=model), documents_of([30, 25]), layers, folder, max_length=16, stride=8)
+    found = analyse_geometry(files, router_maps(model), layers, 1e-7, OPTIONS)
+    assert [one["visible_dimensions"] for one in found["layers"]] == [5, 0, 5] and found["drift"] == []
+    blind = found["layers"][1]
+    assert blind["token_pairs"]["bound"] is None and blind["token_pairs"]["explained"]["share"]["row"] is None
+    assert "alignment" not in blind and blind["shared_direction"]["logit_energy"] is None
+
+
 def test_layers_that_follow_are_left_out(build_moe: BuildMoE, tmp_path: Path) -> None:
     _, found = section_of("mono_b8", build_moe, tmp_path / "states")
     assert [one["layer"] for one in found["layers"]] == [0, 8] and found["drift"] == []
 
 
-@pytest.mark.parametrize("field", ["num_pairs", "num_token_classes", "num_drift_tokens", "seed"])
+@pytest.mark.parametrize("field", ["num_pairs", "num_token_classes", "seed"])
 def test_numbers_out_of_range_are_one_line(field: str) -> None:
     with pytest.raises(ValueError, match=rf"^--{field} \(-1\) must be at least \d+; raise it$"):
         GeometryOptions(**{field: -1})

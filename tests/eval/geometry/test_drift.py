@@ -81,3 +81,29 @@ def test_routers_that_see_other_things_do_not_overlap() -> None:
 def test_a_router_that_sees_all_leaves_nothing() -> None:
     weight_ED = RNG.normal(size=(5, 4))
     assert drift_of(RNG.normal(size=(50, 4)), RNG.normal(size=(50, 4)), weight_ED).step_null is None
+
+
+@given(st.integers(2, 30), st.integers(0, 1000))
+def test_steps_are_those_of_the_definitions(num_tokens: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    states_ND, step_ND = rng.normal(size=(num_tokens, 8)) + 1, 0.4 * rng.normal(size=(num_tokens, 8)) + 0.2
+    found, router = drift_of(states_ND, step_ND), linear_map(WEIGHT)
+
+    def relative(one: np.ndarray, step: np.ndarray) -> float:
+        spread = ((one - one.mean(axis=0)) ** 2).sum(axis=1).mean()
+        return float(np.sqrt((step**2).sum(axis=1).mean() / spread))
+
+    (row, null), (row_step, null_step) = router.split(states_ND), router.split(step_ND)
+    assert found.step_row == pytest.approx(relative(row, row_step))
+    assert found.step_null == pytest.approx(relative(null, null_step))
+    mean_step = np.broadcast_to(row_step.mean(axis=0), row_step.shape)
+    assert found.step_row_common == pytest.approx(relative(row, mean_step))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    states_ND, step_ND = RNG.normal(size=(40, 8)), RNG.normal(size=(40, 8))
+    whole = drift_of(states_ND, step_ND)
+    monkeypatch.setattr("pathmoe_eval.geometry.drift._CELLS_PER_CHUNK", 3 * 8)
+    in_parts = drift_of(states_ND, step_ND)
+    assert in_parts.step_null == pytest.approx(whole.step_null) and in_parts.agreement == whole.agreement
+    assert in_parts.seen_overlap == pytest.approx(whole.seen_overlap)
