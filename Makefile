@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test format format-check lint types check bench bench-quality bench-eval bench-data bench-routers bench-kernels resources traffic mutants reproduction clean
+.PHONY: help setup train test format format-check lint types check bench bench-quality bench-eval bench-geometry bench-data bench-routers bench-kernels resources traffic mutants reproduction clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED)  ## make .venv and install the pinned versions
 
@@ -54,6 +54,9 @@ bench-quality: setup  ## train the OLMoE peer as long as the tiny run, at severa
 
 bench-eval: setup  ## time paths and consistency of 7 M tokens from disk, and the recorder
 	@$(PY) eval/bench/scale.py
+
+bench-geometry: setup  ## time the geometry of 50,000 tokens, 4,096 wide
+	@$(PY) eval/bench/geometry_scale.py
 
 bench-data: setup  ## time the loader alone against training steps, and measure its memory
 	@$(PY) -m pathmoe.bench.loader

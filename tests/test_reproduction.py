@@ -1,0 +1,84 @@
+"""The tables of docs/reproduction/ follow from the results beside them, and its text from the tables."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docstring_parser.attrdoc import AttributeDocstrings
+
+from pathmoe_eval.studies.comparison import compare_variants
+from pathmoe_eval.studies.plan import plan_variants
+from pathmoe_eval.studies.results import read_results
+from pathmoe_eval.studies.runs import StudyRun, run_key
+from pathmoe_eval.studies.study import read_study
+from pathmoe_eval.studies.study_report import StudyReport, markdown
+from tests.training.conftest import attribute_docstrings
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reproduction"
+RESULTS = FOLDER / "results"
+APPENDICES = sorted(FOLDER.glob("*.md"))
+
+
+@pytest.fixture(autouse=True)
+def _parse_docstrings_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plan has a parser, which would read the source of all classes that it shows docstrings of."""
+    monkeypatch.setattr(AttributeDocstrings, "get_attr_docs", staticmethod(attribute_docstrings))
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, Any]:
+    """Hashes of the data that the runs were trained on, whatever data this interpreter's library would give."""
+    data = [json.loads(path.read_text())["provenance"]["data"] for path in sorted(RESULTS.glob("*.json"))]
+    found = [
+        {
+            "train": one["train"]["content_sha256"],
+            "validation": one["validation"]["content_sha256"],
+            "tokenizer": one["tokenizer_sha256"],
+        }
+        for one in data
+    ]
+    assert all(one == found[0] for one in found), "all runs read the same data"
+    return found[0]
+
+
+@pytest.mark.parametrize("appendix", APPENDICES, ids=lambda path: path.stem)
+def test_tables_follow_from_the_results(appendix: Path, content: dict[str, Any]) -> None:
+    text = appendix.read_text()
+    command, created = text.split("## How this was made\n\n")[1].strip().split("\n\n")
+    command = command.replace("\\", "")
+    options = dict(zip(*[iter(shlex.split(command.replace("--report ", ""))[2:])] * 2, strict=True))
+    assert options["--results"] == str(RESULTS.relative_to(ROOT))
+    study = read_study(str(ROOT / options["--config"]), options.get("--baseline"))
+    variants = plan_variants(study)
+    runs = [
+        StudyRun(
+            variant=variant, seed=seed, evaluation=study.evaluation, key=run_key(variant.resolved, seed, content),
+            results=RESULTS,
+        )
+        for seed in study.seeds
+        for variant in variants
+    ]  # fmt: skip
+    results = read_results(runs)
+    report = StudyReport(
+        study=study, variants=variants, runs=runs, results=results, states={run.key: run.state() for run in runs},
+        command=command, created=created,
+    )  # fmt: skip
+    compared = compare_variants(results, list(study.variants), study.baseline)
+    assert markdown(report, compared) == text, "make reproduction writes it anew"
+
+
+def test_numbers_of_the_text_stand_in_the_tables() -> None:
+    """In each section, those of its tables are in an appendix that the section links."""
+    sections = (ROOT / "docs" / "reproduction.md").read_text().split("\n## ")[1:]
+    checked = 0
+    for section in sections:
+        linked = "".join((FOLDER / name).read_text() for name in re.findall(r"\(reproduction/([\w-]+\.md)\)", section))
+        rows = [line for line in section.splitlines() if line.startswith("| ")]
+        for number in re.findall(r"[+-]?\d[\d,]*\.\d+%?", "\n".join(rows)):
+            assert number in linked, f"{number} of {section.splitlines()[0]}"
+            checked += 1
+    assert checked > 50
