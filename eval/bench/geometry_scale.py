@@ -1,6 +1,6 @@
 """`make bench-geometry`: all of the geometry of two layers at the sizes of the paper, from states made up on disk."""
 
-# Shapes: N tokens, D hidden, E experts, K experts per token.
+# Shapes: N tokens, L layers, D hidden, E experts, K experts per token.
 
 from __future__ import annotations
 
