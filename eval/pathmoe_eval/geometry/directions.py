@@ -1,6 +1,6 @@
 """The direction that all hidden states share, how much of it a router sees, and how a router lies to the data."""
 
-# Shapes: D hidden, E experts, V directions, L layers.
+# Shapes: D hidden, E experts, V directions.
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ class SharedDirection:
     """|H v|^2 / |H|_F^2 over states H [N, D]: the share of their energy along v."""
     logit_energy: float | None
     """|Pc v|^2 |H v|^2 / |Pc H^T|_F^2 with the centred router Pc: the same share of the logits. Proposition 2 has a
-    balance loss drive it to 0. None for a router without a matrix, or logits that are all equal."""
-    logit_energy_random: float | None
-    """What a router of independent, equally distributed entries would give in expectation of both sums: the state
-    energy. None where `logit_energy` is."""
+    balance loss drive it to 0; for a random router, in expectation of both sums, it is `state_energy`. None for a
+    router without a matrix, or logits that are all equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +51,11 @@ def shared_direction(directions: SingularDirections, centred_ED: Matrix | None) 
         centred_ED: the router's matrix, its rows less their mean; None where it has none.
     """
     state_energy = float(directions.energy_share_V[0])
-    logits_V = None if centred_ED is None else _logit_energy_V(directions, centred_ED)
-    if logits_V is None or not logits_V.sum():
-        return SharedDirection(state_energy=state_energy, logit_energy=None, logit_energy_random=None)
-    return SharedDirection(
-        state_energy=state_energy,
-        logit_energy=float(logits_V[0] / logits_V.sum()),
-        logit_energy_random=state_energy,
-    )
+    if centred_ED is None:
+        return SharedDirection(state_energy=state_energy, logit_energy=None)
+    logits_V = _response_V(directions, centred_ED) * directions.values_V**2
+    total = float(logits_V.sum())
+    return SharedDirection(state_energy=state_energy, logit_energy=float(logits_V[0]) / total if total else None)
 
 
 def alignment(directions: SingularDirections, centred_ED: Matrix, num_tokens: int) -> Alignment | None:
@@ -75,7 +70,7 @@ def alignment(directions: SingularDirections, centred_ED: Matrix, num_tokens: in
     if not norm:
         return None
     chance = norm / centred_ED.shape[1]
-    response_V = ((directions.directions_VD @ centred_ED.T) ** 2).sum(axis=1)
+    response_V = _response_V(directions, centred_ED)
     squares_V = directions.values_V**2
     return Alignment(
         singular_value=tuple((directions.values_V / np.sqrt(num_tokens)).tolist()),
@@ -84,7 +79,6 @@ def alignment(directions: SingularDirections, centred_ED: Matrix, num_tokens: in
     )
 
 
-def _logit_energy_V(directions: SingularDirections, centred_ED: Matrix) -> NDArray[np.float64]:
-    """|Pc v|^2 s^2 of each direction; their sum is |Pc H^T|_F^2."""
-    response_V = ((directions.directions_VD @ centred_ED.T) ** 2).sum(axis=1)
-    return response_V * directions.values_V**2
+def _response_V(directions: SingularDirections, centred_ED: Matrix) -> NDArray[np.float64]:
+    """|Pc v|^2 of each direction; times the squared singular values they add up to |Pc H^T|_F^2."""
+    return np.asarray(((directions.directions_VD @ centred_ED.T) ** 2).sum(axis=1))

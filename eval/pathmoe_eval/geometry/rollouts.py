@@ -38,10 +38,11 @@ class UsageOverRollout:
     last_generated_by_layer: tuple[float, ...]
     """Of the whole generation alone, by layer."""
     prompt_by_layer: tuple[float, ...]
+    """Of the prompts alone, by layer."""
 
 
 def generate_completions(
-    model: PreTrainedModel, prompts: Sequence[NDArray[np.int64]], num_tokens: int, seed: int, temperature: float = 1.0
+    model: PreTrainedModel, prompts: Sequence[NDArray[np.int64]], num_tokens: int, seed: int
 ) -> list[NDArray[np.int64]]:
     """Sampled completions of exactly so many tokens, each prompt alone, so that none depends on the others.
 
@@ -50,7 +51,6 @@ def generate_completions(
         prompts: token ids.
         num_tokens: of each completion; what ends a text is not drawn.
         seed: with the prompt's number, of its draws.
-        temperature: above 0.
     """
     generator: Any = model
     completions = []
@@ -59,7 +59,7 @@ def generate_completions(
             torch.manual_seed(seed * len(prompts) + number)
             input_ids = torch.from_numpy(prompt_S)[None].to(model.device)
             output = generator.generate(
-                input_ids, attention_mask=torch.ones_like(input_ids), do_sample=True, temperature=temperature, top_k=0,
+                input_ids, attention_mask=torch.ones_like(input_ids), do_sample=True, temperature=1.0, top_k=0,
                 top_p=1.0, max_new_tokens=num_tokens, min_new_tokens=num_tokens,
                 pad_token_id=int(input_ids[0, 0]),
             )  # fmt: skip

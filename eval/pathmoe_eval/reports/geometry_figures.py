@@ -39,9 +39,7 @@ def tightness_figure(layers: Sequence[Section]) -> go.Figure:
     """Distance of logits over its bound, medians over pairs, by layer."""
     bounds = [layer["token_pairs"]["bound"] for layer in layers]
     observed = {
-        f"bound of the {name}": [
-            bound[f"tightness_{space}"][2] if bound[f"tightness_{space}"] else None for bound in bounds
-        ]
+        f"bound of the {name}": [_median(bound[f"tightness_{space}"]) for bound in bounds]
         for space, name in (("row", "row space"), ("full", "whole space"))
     }
     return line_figure(_names(layers), observed, {"the bound": [1.0] * len(layers)}, "MoE layer", "share of the bound")
