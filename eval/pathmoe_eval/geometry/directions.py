@@ -58,14 +58,16 @@ def shared_direction(directions: SingularDirections, centred_ED: Matrix | None) 
     return SharedDirection(state_energy=state_energy, logit_energy=float(logits_V[0]) / total if total else None)
 
 
-def alignment(directions: SingularDirections, centred_ED: Matrix, num_tokens: int) -> Alignment | None:
-    """How the router lies to the data; None for a router whose rows are all equal.
+def alignment(directions: SingularDirections, centred_ED: Matrix | None, num_tokens: int) -> Alignment | None:
+    """How the router lies to the data; None for a router without a matrix, or whose rows are all equal.
 
     Args:
         directions: of the states.
-        centred_ED: the router's matrix, its rows less their mean.
+        centred_ED: the router's matrix, its rows less their mean; None where it has none.
         num_tokens: how many states there were.
     """
+    if centred_ED is None:
+        return None
     norm = float((centred_ED**2).sum())
     if not norm:
         return None

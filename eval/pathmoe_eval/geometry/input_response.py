@@ -109,7 +109,7 @@ def _response(layer: int, sums: _LayerSums, router: RouterMap | None, domains: S
     number = sums.moments.num_tokens
     directions = singular_directions(sums.moments)
     shared = shared_direction(directions, router.centred_ED)
-    aligned = None if router.centred_ED is None else alignment(directions, router.centred_ED, number)
+    aligned = alignment(directions, router.centred_ED, number)
     totals_M1 = sums.visits_ME.sum(axis=1, keepdims=True)
     # Visits of a token are as many for all, so that any number of them gives the same cosine.
     pairs = sequence_pairs(sums.pooled_MD, sums.visits_ME / totals_M1, 1, domains, router)

@@ -21,7 +21,6 @@ class StateMoments:
 
     def __init__(self, hidden_size: int) -> None:
         self.num_tokens = 0
-        self.sum_D = np.zeros(hidden_size)
         self.gram_DD = np.zeros((hidden_size, hidden_size))
 
     def update(self, states_ND: NDArray[np.floating]) -> None:
@@ -30,18 +29,16 @@ class StateMoments:
         Raises:
             ValueError: states of another width, or not finite.
         """
-        if states_ND.ndim != 2 or states_ND.shape[1] != len(self.sum_D):
-            raise ValueError(f"states ({list(states_ND.shape)}) must be [tokens, {len(self.sum_D)}]")
+        if states_ND.ndim != 2 or states_ND.shape[1] != len(self.gram_DD):
+            raise ValueError(f"states ({list(states_ND.shape)}) must be [tokens, {len(self.gram_DD)}]")
         if not np.isfinite(states_ND).all():
             raise ValueError("states (not finite) must be finite; load the model in a wider dtype")
         self.num_tokens += len(states_ND)
-        self.sum_D += states_ND.sum(axis=0, dtype=np.float64)
         self.gram_DD += states_ND.T @ states_ND
 
     def merge(self, other: StateMoments) -> None:
         """Add everything that `other`, of the same width, has counted."""
         self.num_tokens += other.num_tokens
-        self.sum_D += other.sum_D
         self.gram_DD += other.gram_DD
 
 
@@ -61,20 +58,16 @@ class SingularDirections:
         return squares_V / squares_V.sum()
 
 
-def singular_directions(moments: StateMoments, *, is_centred: bool = False) -> SingularDirections:
-    """Singular values and right singular vectors of all states.
+def singular_directions(moments: StateMoments) -> SingularDirections:
+    """Singular values and right singular vectors of all states, which are not centred.
 
     Args:
         moments: of at least one state that is not zero.
-        is_centred: whether to take the mean state out first: then these are principal components.
 
     Raises:
-        ValueError: no state, or none that differs from zero (from the mean, where that is taken out).
+        ValueError: no state, or none that differs from zero.
     """
-    gram_DD = moments.gram_DD
-    if is_centred:
-        gram_DD = gram_DD - np.outer(moments.sum_D, moments.sum_D) / max(1, moments.num_tokens)
-    squares_D, vectors_DD = np.linalg.eigh(gram_DD)
+    squares_D, vectors_DD = np.linalg.eigh(moments.gram_DD)
     squares_D, vectors_DD = squares_D[::-1], vectors_DD[:, ::-1]
     if not moments.num_tokens or squares_D[0] <= 0:
         raise ValueError(f"states ({moments.num_tokens} tokens) must hold one that differs from zero; pass other text")

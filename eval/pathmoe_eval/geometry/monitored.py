@@ -60,9 +60,7 @@ class GeometrySums:
                 continue
             directions = singular_directions(moments)
             shared = shared_direction(directions, router.centred_ED)
-            aligned = (
-                None if router.centred_ED is None else alignment(directions, router.centred_ED, moments.num_tokens)
-            )
+            aligned = alignment(directions, router.centred_ED, moments.num_tokens)
             found = {
                 "shared_state_energy": shared.state_energy,
                 "shared_logit_energy": shared.logit_energy,
