@@ -1,4 +1,4 @@
-"""The figures of a study: bits per byte by seed, learning curves with bands, quality over training time."""
+"""The figures of a study: bits per byte by seed, curves with bands over training, quality over training time."""
 
 from __future__ import annotations
 
@@ -59,14 +59,15 @@ def seeds_figure(compared: Sequence[VariantComparison], order: Sequence[str]) ->
     return figure
 
 
-def curves_figure(curves: Mapping[str, Sequence[Mapping[int, float]]], order: Sequence[str]) -> go.Figure:
-    """Validation loss over training tokens: the mean over seeds as a line, from the lowest to the highest as a band.
+def curves_figure(curves: Mapping[str, Sequence[Mapping[int, float]]], order: Sequence[str], axis: str) -> go.Figure:
+    """A figure over training tokens: the mean over seeds as a line, from the lowest to the highest as a band.
 
     Args:
-        curves: of each variant those of its runs, loss by tokens.
+        curves: of each variant those of its runs, values by tokens.
         order: names of all variants, by which colours are given.
+        axis: what the values are.
     """
-    figure = new_figure("training tokens", "validation loss, nats a token", height=420)
+    figure = new_figure("training tokens", axis, height=420)
     places = []
     for name, of_runs in curves.items():
         place = order.index(name)
@@ -76,11 +77,11 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[int, float]]], order: Se
             "x": tokens, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
             "legendgroup": name,
         }  # fmt: skip
-        figure.add_scatter(y=[min(losses) for losses in by_tokens], **edge)
-        figure.add_scatter(y=[max(losses) for losses in by_tokens], fill="tonexty", **edge)
+        figure.add_scatter(y=[min(values) for values in by_tokens], **edge)
+        figure.add_scatter(y=[max(values) for values in by_tokens], fill="tonexty", **edge)
         figure.add_scatter(
             x=tokens,
-            y=[sum(losses) / len(losses) for losses in by_tokens],
+            y=[sum(values) / len(values) for values in by_tokens],
             name=escape(name),
             legendgroup=name,
             mode="lines+markers",

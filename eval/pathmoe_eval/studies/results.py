@@ -12,7 +12,7 @@ from pathmoe.training.run_record import read_record
 from pathmoe_eval.closing import SUMMARY_FILE
 from pathmoe_eval.reports.report import REPORT_FILE, read_report
 from pathmoe_eval.studies.figures import figures_of
-from pathmoe_eval.studies.run_logs import learning_curve, loss_roughness
+from pathmoe_eval.studies.run_logs import learning_curve, loss_roughness, monitored_curves
 from pathmoe_eval.studies.run_result import RunResult, keep_result
 from pathmoe_eval.studies.runs import StudyRun
 
@@ -44,6 +44,7 @@ def _read(run: StudyRun) -> RunResult:
         seed=run.seed,
         figures=figures_of(summary, sections | {"training": {"roughness": loss_roughness(run.folder)}}),
         curve=learning_curve(run.folder, run.variant.tokens_per_step),
+        monitored=monitored_curves(run.folder, run.variant.tokens_per_step),
         num_tokens=report["run"]["num_tokens"],
         data_hash=report["run"]["data_hash"],
         nats_M=np.array([one["nats"] for one in documents]),

@@ -1,12 +1,14 @@
-"""Losses over the course of a run, from its CSV logs."""
+"""Losses and paths over the course of a run, from its CSV logs."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 _LOGS = "csv/version_*/metrics.csv"
+_MONITORED = "paths/"
 
 
 def learning_curve(run_folder: Path, tokens_per_step: int) -> dict[int, float]:
@@ -16,7 +18,21 @@ def learning_curve(run_folder: Path, tokens_per_step: int) -> dict[int, float]:
         run_folder: of the run.
         tokens_per_step: of an optimizer step.
     """
-    return {steps * tokens_per_step: loss for steps, loss in _logged(run_folder, "val/loss").items()}
+    return _by_tokens(_logged(run_folder).get("val/loss", {}), tokens_per_step)
+
+
+def monitored_curves(run_folder: Path, tokens_per_step: int) -> dict[str, dict[int, float]]:
+    """What `PathMonitor` logged of the model as a whole: each figure by its name and the training tokens before it.
+
+    Args:
+        run_folder: of the run.
+        tokens_per_step: of an optimizer step.
+    """
+    return {
+        name.removeprefix(_MONITORED): _by_tokens(values, tokens_per_step)
+        for name, values in _logged(run_folder).items()
+        if name.startswith(_MONITORED) and "/" not in name.removeprefix(_MONITORED)
+    }
 
 
 def loss_roughness(run_folder: Path) -> float | None:
@@ -31,7 +47,7 @@ def loss_roughness(run_folder: Path) -> float | None:
     Returns:
         None with fewer than three logged losses in that half.
     """
-    losses = list(_logged(run_folder, "train/loss").values())
+    losses = list(_logged(run_folder).get("train/loss", {}).values())
     later = losses[len(losses) // 2 :]
     if len(later) < 3:
         return None
@@ -41,17 +57,23 @@ def loss_roughness(run_folder: Path) -> float | None:
     return math.sqrt(math.fsum(squares) / len(squares))
 
 
-def _logged(run_folder: Path, name: str) -> dict[int, float]:
-    """A logged figure by the steps before it.
+def _by_tokens(by_steps: Mapping[int, float], tokens_per_step: int) -> dict[int, float]:
+    return {steps * tokens_per_step: value for steps, value in by_steps.items()}
+
+
+def _logged(run_folder: Path) -> dict[str, dict[int, float]]:
+    """Every logged figure by its name and the steps before it.
 
     A run that was stopped and gone on with has several logs; what a later one says of the same step counts.
     """
     logs = sorted(run_folder.glob(_LOGS), key=lambda log: int(log.parent.name.removeprefix("version_")))
-    values = {}
+    figures: dict[str, dict[int, float]] = {}
     for log in logs:
         with log.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
-                if row.get(name):
-                    # Steps are logged by their number from 0.
-                    values[int(row["step"]) + 1] = float(row[name])
-    return dict(sorted(values.items()))
+                # Steps are logged by their number from 0.
+                steps = int(row["step"]) + 1
+                for name, value in row.items():
+                    if value:
+                        figures.setdefault(name, {})[steps] = float(value)
+    return {name: dict(sorted(values.items())) for name, values in figures.items()}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class RunResult:
     """By the keys of `FIGURES`."""
     curve: dict[int, float]
     """Validation loss by training tokens."""
+    monitored: dict[str, dict[int, float]]
+    """What `PathMonitor` logged while it trained, by name and training tokens; empty without one."""
     num_tokens: int
     """Tokens that paths were counted on."""
     data_hash: str
@@ -58,6 +61,7 @@ def keep_result(file: Path, result: RunResult) -> None:
         "data_hash": result.data_hash,
         "figures": result.figures,
         "curve": list(result.curve.items()),
+        "monitored": {name: list(curve.items()) for name, curve in result.monitored.items()},
         "nats": result.nats_M.tolist(),
         "bytes": result.bytes_M.tolist(),
         "circumstances": result.circumstances,
@@ -89,7 +93,9 @@ def kept_result(file: Path, variant: str) -> RunResult | None:
             variant=variant,
             seed=content["seed"],
             figures=content["figures"],
-            curve={int(tokens): loss for tokens, loss in content["curve"]},
+            curve=_curve(content["curve"]),
+            # Results of a version that kept none have none.
+            monitored={name: _curve(curve) for name, curve in content.get("monitored", {}).items()},
             num_tokens=content["num_tokens"],
             data_hash=content["data_hash"],
             nats_M=np.array(content["nats"], dtype=np.float64),
@@ -99,3 +105,7 @@ def kept_result(file: Path, variant: str) -> RunResult | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} (damaged) must be a result as this version writes it; remove it") from error
+
+
+def _curve(points: Sequence[Sequence[float]]) -> dict[int, float]:
+    return {int(tokens): value for tokens, value in points}

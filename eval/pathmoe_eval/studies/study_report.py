@@ -13,7 +13,7 @@ from typing import Any
 from pathmoe.training.run_folder import write_text_atomically
 from pathmoe_eval.reports.number_format import ratio
 from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_html
-from pathmoe_eval.studies.charts import curves_figure, pareto_figure, seeds_figure
+from pathmoe_eval.studies.charts import pareto_figure, seeds_figure
 from pathmoe_eval.studies.comparison import VariantComparison
 from pathmoe_eval.studies.figures import FIGURES, PRIMARY
 from pathmoe_eval.studies.picture import picture
@@ -31,6 +31,7 @@ from pathmoe_eval.studies.tables import (
     ranking_table,
     size_cells,
 )
+from pathmoe_eval.studies.training_curves import training_chapter
 
 PAGE_FILE, MARKDOWN_FILE, CSV_FILE, NUMBERS_FILE = "index.html", "report.md", "runs.csv", "study.json"
 PICTURE_FILE = "picture.svg"
@@ -102,6 +103,7 @@ def _chapters(report: StudyReport, compared: Sequence[VariantComparison]) -> lis
     return [
         Chapter(title="Ranking", notes=_notes(report), parts=ranking),
         Chapter(title="Figures", notes=[], parts=_panels(report, compared) if compared else []),
+        training_chapter(report.results, list(report.study.variants)),
         Chapter(title="Differences in bits per byte", notes=[], parts=[tests] if tests.rows else []),
         Chapter(title="Paths, load and cost", notes=[], parts=others),
         Chapter(title="Their differences", notes=[], parts=[differences] if tests.rows and differences.rows else []),
@@ -152,22 +154,6 @@ def _panels(report: StudyReport, compared: Sequence[VariantComparison]) -> list[
             num_tokens=tokens,
         )
     ]
-    curves = {
-        name: of_runs
-        for name in order
-        if (of_runs := [result.curve for result in report.results if result.variant == name and result.curve])
-        and set.intersection(*map(set, of_runs))
-    }
-    if curves:
-        panels.append(
-            Panel(
-                title="Learning curves",
-                figure=curves_figure(curves, order),
-                reading="Loss on the validation split: the mean over seeds, and a band that spans them. Training ends "
-                "after",
-                num_tokens=max(max(curve) for of_runs in curves.values() for curve in of_runs),
-            )
-        )
     if any("seconds" in one.figures for one in compared):
         panels.append(
             Panel(
@@ -245,7 +231,8 @@ def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict
                 "folder": str(run.folder),
                 "state": report.states[run.key],
                 "figures": {} if result is None else result.figures,
-                "curve": [] if result is None else [list(point) for point in result.curve.items()],
+                "curve": [] if result is None else _points(result.curve),
+                "monitored": {} if result is None else {key: _points(one) for key, one in result.monitored.items()},
             }
         )
     return {
@@ -260,6 +247,10 @@ def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict
         "runs": runs,
         "comparison": [asdict(one) for one in compared],
     }
+
+
+def _points(curve: Mapping[int, float]) -> list[list[float]]:
+    return [[tokens, value] for tokens, value in curve.items()]
 
 
 def _csv(report: StudyReport) -> str:

@@ -92,6 +92,7 @@ def make_results() -> MakeResults:
                 figures={figure.key: value + place for place, figure in enumerate(FIGURES)}
                 | {"bits_per_byte": value, "seconds": 10 * value},
                 curve={tokens: 2 * value - tokens / 1000 for tokens in (64, 128, 192)},
+                monitored={"entropy_bits": {64: value, 128: 2 * value}, "load_entropy": {128: value / 3}},
                 num_tokens=500,
                 data_hash=data_hash,
                 nats_M=value * np.log(2) * bytes_M,

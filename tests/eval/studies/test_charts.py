@@ -20,7 +20,7 @@ def test_every_run_and_every_mean_has_a_point(make_results: MakeResults) -> None
 
 def test_bands_span_the_seeds() -> None:
     curves = {"a": [{64: 3.0, 128: 2.0, 192: 1.0}, {64: 4.0, 128: 2.5}], "b": [{64: 1.0}]}
-    low, high, mean, *_ = figure_data = curves_figure(curves, ["b", "a"]).data
+    low, high, mean, *_ = figure_data = curves_figure(curves, ["b", "a"], "loss").data
     assert (list(low.y), list(high.y), list(mean.y)) == ([3.0, 2.0], [4.0, 2.5], [3.5, 2.25])
     assert list(mean.x) == [64, 128], "where all seeds have been"
     assert [trace.showlegend for trace in figure_data] == [False, False, None] * 2

@@ -24,8 +24,9 @@ def test_a_shipped_study_is_planned(name: str) -> None:
         assert (variant.steps - 1) * variant.tokens_per_step < study.tokens <= variant.steps * variant.tokens_per_step
         assert variant.sizes.parameters == parameter_counts(PathMoEConfig(**variant.resolved["model"]["config"])).total
         # Learning curves have ten points or so, the last at the end.
-        interval = variant.resolved["trainer"]["val_check_interval"]
-        assert 8 <= variant.steps / interval <= 20
+        data = variant.resolved["data"]
+        micro_batches = variant.steps * variant.tokens_per_step / (data["micro_batch_size"] * data["sequence_length"])
+        assert 8 <= micro_batches / variant.resolved["trainer"]["val_check_interval"] <= 20
     assert len({repr(variant.resolved) for variant in variants}) == len(variants), "no variant is there twice"
 
 

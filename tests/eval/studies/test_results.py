@@ -44,7 +44,7 @@ def write_run(run: StudyRun, bits_per_byte: float) -> None:
     RunRecord().with_part(parts[0], {}).with_part(parts[1], {}).write(run.folder)
     (run.folder / "csv" / "version_0").mkdir(parents=True)
     (run.folder / "csv" / "version_0" / "metrics.csv").write_text(
-        "step,train/loss,val/loss\n0,9.0,\n1,3.0,\n2,1.0,\n3,3.0,\n4,4.0,\n9,,5.0\n"
+        "step,train/loss,val/loss,paths/alignment\n0,9.0,,\n1,3.0,,\n2,1.0,,\n3,3.0,,\n4,4.0,,0.5\n9,,5.0,\n"
     )
 
 
@@ -60,7 +60,8 @@ def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> 
         "roughness": 0.5,
     }  # fmt: skip
     assert (first.nats_M.tolist(), first.bytes_M.tolist()) == ([6.0, 2.0], [4.0, 5.0]), "documents that were scored"
-    assert first.curve == {640: 5.0} and (first.num_tokens, first.data_hash) == (90, "abc")
+    assert first.curve == {640: 5.0} and first.monitored == {"alignment": {320: 0.5}}
+    assert (first.num_tokens, first.data_hash) == (90, "abc")
     assert first.circumstances == {"commit": ["a with changes", "b"], "torch": ["2.13"], "threads": ["2", "1"]}
     assert first.data == DATA
 

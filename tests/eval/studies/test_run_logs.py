@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathmoe_eval.studies.run_logs import learning_curve, loss_roughness
+from pathmoe_eval.studies.run_logs import learning_curve, loss_roughness, monitored_curves
 
 
 def write(folder: Path, version: int, text: str) -> None:
@@ -32,6 +32,13 @@ def test_a_run_without_validations_has_no_curve(tmp_path: Path) -> None:
     assert learning_curve(tmp_path, 64) == {}
     write(tmp_path, 0, "step,train/loss\n4,6.1\n")
     assert learning_curve(tmp_path, 64) == {}
+
+
+def test_what_was_monitored_is_read_but_for_layers(tmp_path: Path) -> None:
+    write(
+        tmp_path, 0, "step,paths/entropy_bits,paths/layer_00/load_entropy,load/dead_experts\n4,2.5,0.5,1.0\n9,3.5,,\n"
+    )
+    assert monitored_curves(tmp_path, 64) == {"entropy_bits": {5 * 64: 2.5, 10 * 64: 3.5}}
 
 
 def log_of_losses(losses: list[float]) -> str:

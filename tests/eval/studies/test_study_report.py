@@ -18,7 +18,7 @@ def test_an_unfinished_study_says_what_is_missing_and_reports_the_rest(write_rep
     assert "3 of 4 runs finished" in text and "fewer than three seeds" in text
     for part in ("## Ranking", "## Differences in bits per byte", "| path\\_b4 | 1 |", "paired t test"):
         assert part in text
-    assert "<title>Study mine</title>" in page and page.count('class="plot"') == 3
+    assert "<title>Study mine</title>" in page and page.count('class="plot"') == 5
 
 
 def test_a_study_of_which_nothing_is_there_is_reported(write_report: WriteReport) -> None:
@@ -43,6 +43,7 @@ def test_every_number_is_kept(write_report: WriteReport) -> None:
     assert numbers["variants"][0]["arguments"][-1] == "--trainer.max_steps=10"
     best, _ = numbers["comparison"]
     assert best["name"] == "path_b4" and best["figures"]["bits_per_byte"]["difference"]["mean"] == -0.5
+    assert numbers["runs"][0]["monitored"]["entropy_bits"] == [[64, 2.0], [128, 4.0]]
     assert numbers["runs"][0]["curve"] == [[64, 4.0 - 0.064], [128, 4.0 - 0.128], [192, 4.0 - 0.192]]
 
 
