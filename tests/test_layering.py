@@ -44,6 +44,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "pathmoe_kernels.route_rule": "tuples of names",
     "pathmoe_kernels.route_tiles": "parts of the kernels that test_route_forward_triton and its like run",
     "pathmoe_kernels.rows_reference": "test_row_ops runs it: it is dispatch_rows and combine_rows without a GPU",
+    "pathmoe_eval.studies.figure": "fields of a figure",
     "pathmoe_kernels.sort_reference": "test_sort runs it: it is sort_by_expert without a GPU",
 }
 

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
+from pathmoe_eval.geometry.model_means import model_means
 from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER
 from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, percent, ratio
 from pathmoe_eval.reports.summary import SUSTAINED, perturbed_name
+from pathmoe_eval.studies.figure import Figure
+from pathmoe_eval.studies.geometry_figures import GEOMETRY_FIGURES
 
 PRIMARY = "bits_per_byte"
 """The one figure whose differences are tested: what a model is for, and the same for any tokenizer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure."""
-
-    key: str
-    name: str
-    place: str
-    """Dotted path from `summary`, or from a section of the run's report; a list at its end stands for its mean."""
-    form: Callable[[float | None], str]
-    note: str = ""
-    """What a reader must know of it."""
 
 
 def _four_decimals(value: float | None) -> str:
@@ -130,6 +119,7 @@ FIGURES = (
         )
         for number in (10, 100, 500)
     ),
+    *GEOMETRY_FIGURES,
     Figure(
         key="tokens_per_second", name="tokens per second", place="summary.tokens_per_second", form=count,
         note="of training, without validation; of the machine, and of what else ran on it",
@@ -148,7 +138,12 @@ def figures_of(summary: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[
     """
     robustness = sections.get("perturbation", {})
     perturbed = {perturbed_name(one): one["rise_percent"] for one in robustness.get("perturbed", [])}
-    found = {"summary": summary, **sections, "perturbation": {"scored": robustness.get("num_tokens"), **perturbed}}
+    found = {
+        "summary": summary,
+        **sections,
+        "perturbation": {"scored": robustness.get("num_tokens"), **perturbed},
+        **(model_means(sections["geometry"]) if "geometry" in sections else {}),
+    }
     values = {figure.key: _look_up(found, figure.place) for figure in FIGURES}
     return {key: float(value) for key, value in values.items() if value is not None}
 

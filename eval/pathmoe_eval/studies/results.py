@@ -34,8 +34,9 @@ def read_results(runs: Sequence[StudyRun]) -> list[RunResult]:
 def _read(run: StudyRun) -> RunResult:
     report = read_report(run.evaluation_folder / REPORT_FILE)
     sections = dict(report["sections"])
-    if run.perturbation_folder is not None:
-        sections["perturbation"] = read_report(run.perturbation_folder / REPORT_FILE)["sections"]["perturbation"]
+    for name, folder in (("perturbation", run.perturbation_folder), ("geometry", run.geometry_folder)):
+        if folder is not None:
+            sections[name] = read_report(folder / REPORT_FILE)["sections"][name]
     documents = [one for one in sections["perplexity"]["by_document"] if one["num_tokens"]]
     summary = json.loads((run.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     parts = read_record(run.folder).parts

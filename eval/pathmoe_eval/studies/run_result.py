@@ -48,7 +48,11 @@ class RunResult:
 
 def name_of_result(key: str, evaluation: Evaluation) -> str:
     """Of the file of a run, by its key and by how it was evaluated."""
-    limits = {"tokens": evaluation.max_tokens, "perturbed": evaluation.perturbation_document_tokens}
+    limits = {
+        "tokens": evaluation.max_tokens,
+        "perturbed": evaluation.perturbation_document_tokens,
+        "geometry": evaluation.geometry_document_tokens,
+    }
     return "-".join([key, *(f"{name}{value}" for name, value in limits.items() if value is not None)]) + ".json"
 
 

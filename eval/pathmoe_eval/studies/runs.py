@@ -72,6 +72,12 @@ class StudyRun:
         return None if tokens is None else self.folder / _limited("perturbation", tokens)
 
     @property
+    def geometry_folder(self) -> Path | None:
+        """Of the report of the geometry of its routers; None where none is asked for."""
+        tokens = self.evaluation.geometry_document_tokens
+        return None if tokens is None else self.folder / _limited("geometry", tokens)
+
+    @property
     def is_trained(self) -> bool:
         """Whether it has all its steps and no more, and the summary that follows them."""
         return bool(_content(self.folder / SUMMARY_FILE).get("steps") == self.variant.steps)
@@ -111,6 +117,10 @@ class StudyRun:
                 "--noise_sizes=[]", "--expert_numbers=[]",
             )  # fmt: skip
             commands.append(self._evaluate("perturb", folder, *options))
+        folder = self.geometry_folder
+        if folder is not None and not _has_section(folder, "geometry"):
+            of_each = f"--max_document_tokens={limits.geometry_document_tokens}"
+            commands.append(self._evaluate("geometry", folder, of_each))
         return commands
 
     def state(self) -> str:

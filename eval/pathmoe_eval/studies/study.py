@@ -49,6 +49,8 @@ class Evaluation:
     perturbation_document_tokens: int | None = None
     """Tokens of each document, from its beginning, on which to measure perplexity under permuted and restricted
     routing, too, which reads them some twenty times; null leaves it out."""
+    geometry_document_tokens: int | None = None
+    """Tokens of each document, from its beginning, on which to measure the geometry of routers; null leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ def _check(study: Study, file: Path) -> None:
         )
     if study.tokens < 1:
         raise ValueError(f"tokens ({study.tokens}) in {file} must be at least 1; raise it")
-    for key in ("max_tokens", "perturbation_document_tokens"):
+    for key in ("max_tokens", "perturbation_document_tokens", "geometry_document_tokens"):
         number = getattr(study.evaluation, key)
         if number is not None and number < 2:
             raise ValueError(f"evaluation.{key} ({number}) in {file} must be at least 2, or null; change it")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathmoe_eval.reports.number_format import UNDEFINED, count
 from pathmoe_eval.reports.page import Cell, Number, Table, Tokens, Words, shown
 from pathmoe_eval.studies.comparison import Measured, VariantComparison
-from pathmoe_eval.studies.figures import FIGURES, PRIMARY, Figure
+from pathmoe_eval.studies.figure import Figure
+from pathmoe_eval.studies.figures import FIGURES, PRIMARY
 from pathmoe_eval.studies.matching import Sizes
 from pathmoe_eval.studies.statistics import ALPHA, POWER, Ends
 
@@ -20,6 +21,9 @@ _GROUPS = {
     "Layers": ("consistency",),
     "Load and training": ("load", "training"),
     "Robustness": ("perturbation",),
+    "Geometry: directions and pairs": ("directions", "pairs"),
+    "Geometry: probes of control and content": ("probes",),
+    "Geometry: from layer to layer": ("steps",),
     "Cost": ("summary",),
 }
 

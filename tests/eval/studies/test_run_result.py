@@ -34,12 +34,13 @@ def test_what_is_there_already_is_not_written_again(make_results: MakeResults, t
 
 def test_results_of_other_evaluations_have_other_names() -> None:
     evaluations = [
-        Evaluation(max_tokens=tokens, perturbation_document_tokens=perturbed)
+        Evaluation(max_tokens=tokens, perturbation_document_tokens=perturbed, geometry_document_tokens=geometry)
         for tokens in (None, 300, 500)
         for perturbed in (None, 300, 500)
+        for geometry in (None, 300, 500)
     ]
     names = {name_of_result("abc", evaluation) for evaluation in evaluations}
-    assert len(names) == 9 and {"abc.json", "abc-tokens300-perturbed500.json"} < names
+    assert len(names) == 27 and {"abc.json", "abc-tokens300-perturbed500-geometry300.json"} < names
 
 
 def test_nothing_kept_is_no_result(tmp_path: Path) -> None:

@@ -91,14 +91,15 @@ def test_runs_of_one_content_are_one_run(write_study: WriteStudy, folder: Path) 
 
 
 def test_a_run_lacks_what_is_not_there(write_study: WriteStudy) -> None:
-    evaluation = {"max_tokens": 300, "perturbation_document_tokens": 200}
+    evaluation = {"max_tokens": 300, "perturbation_document_tokens": 200, "geometry_document_tokens": 100}
     run = runs_of(write_study(evaluation=evaluation))[0]
     assert run.state() == "not begun"
-    fit, paths, perturb = run.commands()
+    fit, paths, perturb, geometry = run.commands()
     assert fit[:3] == ["-m", "pathmoe", "fit"]
     assert fit[-3:] == ["--seed_everything=0", f"--run_dir={run.folder}", "--ckpt_path=last"]
     assert paths[:3] == ["-m", "pathmoe_eval", "paths"] and perturb[:3] == ["-m", "pathmoe_eval", "perturb"]
     assert "--max_tokens=300" in paths and "--max_document_tokens=200" in perturb
+    assert geometry[:3] == ["-m", "pathmoe_eval", "geometry"] and "--max_document_tokens=100" in geometry
     assert "--data=held-out" in paths, "files would be read whole, with what the run was trained on"
 
     run.folder.mkdir(parents=True)
@@ -109,13 +110,14 @@ def test_a_run_lacks_what_is_not_there(write_study: WriteStudy) -> None:
         assert not run.is_trained
     (run.folder / "summary.json").write_text(json.dumps({"steps": 10}))
     assert run.is_trained and not run.is_finished and run.state() == "trained, not evaluated"
-    assert run.commands() == [paths, perturb]
+    assert run.commands() == [paths, perturb, geometry]
 
     about = {"command": "", "model": "", "data": "", "num_tokens": 1}
     for place, section, left in (
-        (run.evaluation_folder, "perplexity", [paths, perturb]),
-        (run.evaluation_folder, "load", [perturb]),
-        (run.perturbation_folder, "perturbation", []),
+        (run.evaluation_folder, "perplexity", [paths, perturb, geometry]),
+        (run.evaluation_folder, "load", [perturb, geometry]),
+        (run.perturbation_folder, "perturbation", [geometry]),
+        (run.geometry_folder, "geometry", []),
     ):
         assert place is not None
         place.mkdir(exist_ok=True)

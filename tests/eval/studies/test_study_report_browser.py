@@ -14,4 +14,4 @@ VARIANTS = {name: {"configs": ["indep"]} for name in ("indep", *(f"variant{numbe
 def test_a_study_is_drawn(write_report: WriteReport, tmp_path: Path, width: int, dark: bool) -> None:
     bits = {name: {seed: 2.0 + 0.1 * place + 0.01 * seed for seed in (0, 1)} for place, name in enumerate(VARIANTS)}
     page = (write_report(bits, variants=VARIANTS) / "index.html").read_text()
-    check(*opened(page, tmp_path, width, dark=dark), width, 3)
+    check(*opened(page, tmp_path, width, dark=dark), width, 5)

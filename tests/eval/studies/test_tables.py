@@ -36,7 +36,10 @@ def test_the_ranking_is_by_bits_per_byte(make_results: MakeResults) -> None:
 
 def test_every_other_figure_is_in_one_table(make_results: MakeResults) -> None:
     tables = figure_tables(compare_variants(make_results(BITS), list(BITS), "base"), SIZES)
-    assert [table.title for table in tables] == ["Paths", "Layers", "Load and training", "Robustness", "Cost"]
+    assert [table.title for table in tables] == [
+        "Paths", "Layers", "Load and training", "Robustness", "Geometry: directions and pairs",
+        "Geometry: probes of control and content", "Geometry: from layer to layer", "Cost",
+    ]  # fmt: skip
     columns = [title for table in tables for title in table.head if title != "variant"]
     names = [figure.name for figure in FIGURES if not figure.place.startswith("perplexity")]
     assert sorted(columns[:-4]) == sorted(names)

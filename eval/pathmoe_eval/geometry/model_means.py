@@ -1,0 +1,86 @@
+"""The geometry of a whole model in a few numbers: means over its layers, for models to be compared by."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Figures of a layer by their group, each with its dotted place in what `analyse_geometry` gives of the layer.
+_OF_LAYERS = {
+    "directions": {
+        "shared_state_energy": "shared_direction.state_energy",
+        "shared_logit_energy": "shared_direction.logit_energy",
+        "alignment": "alignment.total",
+    },
+    "pairs": {
+        "tightness": "token_pairs.bound.tightness_row.2",
+        "explained_row": "token_pairs.explained.share.row",
+        "explained_null": "token_pairs.explained.share.null",
+        "explained_full": "token_pairs.explained.share.full",
+        "explained_logits": "token_pairs.explained.share.logits",
+        "overlap_same_token": "token_pairs.same_token.overlap",
+        "overlap_any": "token_pairs.explained.mean_overlap",
+        "usage_by_row": "sequences.correlation.pooled_row.value",
+        "usage_by_null": "sequences.correlation.pooled_null.value",
+        "usage_by_full": "sequences.correlation.pooled_full.value",
+    },
+    "probes": {
+        "expert_control": "probes.accuracy.expert.control.accuracy",
+        "expert_content": "probes.accuracy.expert.content.accuracy",
+        "expert_random": "probes.accuracy.expert.random.accuracy",
+        "expert_most_frequent": "probes.most_frequent.expert",
+        "next_control": "probes.accuracy.next expert.control.accuracy",
+        "next_content": "probes.accuracy.next expert.content.accuracy",
+        "token_control": "probes.accuracy.token.control.accuracy",
+        "token_content": "probes.accuracy.token.content.accuracy",
+        "token_random": "probes.accuracy.token.random.accuracy",
+    },
+}
+_VIOLATIONS = ("violations_row", "violations_full", "violations_below")
+_OF_STEPS = ("router_overlap", "step_row", "step_null")
+_OF_SHARED_STEPS = ("agreement", "predicted_agreement", "agreement_null")
+
+
+def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Figures by group and name: `directions`, `pairs` and `probes`, means over the layers that have them, and `steps`.
+
+    `pairs.violations` is a count: pairs beyond any of the bounds of Proposition 1, of all layers. `steps` are means
+    over neighbouring layers: `router_overlap`, `step_row` and `step_null` over all of them, and `agreement`,
+    `predicted_agreement`, `agreement_null` and `prediction_error` (the mean absolute difference of the first two) over
+    those that share a router. None stands for what no layer has.
+
+    Args:
+        section: as `analyse_geometry` gives it.
+    """
+    layers = section["layers"]
+    means = {
+        group: {name: _mean([_look_up(layer, place) for layer in layers]) for name, place in places.items()}
+        for group, places in _OF_LAYERS.items()
+    }
+    bounds = [bound for layer in layers if (bound := layer["token_pairs"]["bound"]) is not None]
+    means["pairs"]["violations"] = (
+        float(sum(bound[kind] for bound in bounds for kind in _VIOLATIONS)) if bounds else None
+    )
+    shared = [step for step in section["drift"] if step["predicted_agreement"] is not None]
+    means["steps"] = {
+        **{name: _mean([step[name] for step in section["drift"]]) for name in _OF_STEPS},
+        **{name: _mean([step[name] for step in shared]) for name in _OF_SHARED_STEPS},
+        "prediction_error": _mean([abs(step["agreement"] - step["predicted_agreement"]) for step in shared]),
+    }
+    return means
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _look_up(layer: Any, place: str) -> Any:
+    found = layer
+    for part in place.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, Sequence):
+            found = found[int(part)]
+    return found
