@@ -1,0 +1,29 @@
+"""The summary of a report on geometry: figures of real sections, and what is left out where a router has none."""
+
+from pathlib import Path
+
+from pathmoe_eval.geometry.model_means import model_means
+from pathmoe_eval.reports.geometry_summary import geometry_rows
+from pathmoe_eval.reports.number_format import percent
+from pathmoe_eval.reports.summary import rows_by_section
+from tests.eval.conftest import BuildMoE
+from tests.eval.geometry.test_analysis import section_of
+
+
+def test_a_shared_router_has_all_rows(build_moe: BuildMoE, tmp_path: Path) -> None:
+    _, section = section_of("path_b4", build_moe, tmp_path / "states")
+    rows = {row.name: row for row in geometry_rows(section, {})}
+    assert len(rows) == 8 and {row.num_tokens for row in rows.values()} == {103}
+    steps = model_means(section)["steps"]
+    agreement = rows["Agreement within blocks, predicted"]
+    assert agreement.value == percent(steps["predicted_agreement"])
+    assert agreement.beside.startswith(f"{percent(steps['agreement'])} measured, ")
+    assert rows["Pairs beyond Proposition 1"].value == "0"
+    assert rows_by_section({"geometry": section})["geometry"] == list(rows.values())
+
+
+def test_routers_without_a_matrix_have_fewer(build_moe: BuildMoE, tmp_path: Path) -> None:
+    _, section = section_of("recurrent", build_moe, tmp_path / "states", router_dim=7)
+    names = [row.name for row in geometry_rows(section, {})]
+    assert "Common experts told by the row space" in names and "Alignment of routers" not in names
+    assert not [row for row in geometry_rows(section, {}) if "\N{EN DASH}" in row.value]
