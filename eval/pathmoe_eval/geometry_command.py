@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pathmoe.model import PathMoEForCausalLM
 from pathmoe_eval.commands import ModelOptions, run_of_documents
 from pathmoe_eval.evaluation.evaluated_data import EvaluatedData, read_evaluated
 from pathmoe_eval.geometry.analysis import GeometryOptions, analyse_geometry
@@ -54,28 +55,37 @@ def geometry_command(
     refuse_another_report(out, run)
     routers = router_maps(opened.model)
     index = [layer.router_index for layer in moe_layers(opened.model)]
-    chosen = default_layers(len(index)) if layers is None else sorted(set(layers))
+    chosen = default_layers(index) if layers is None else sorted(set(layers))
     try:
         files = record_states(opened, documents, chosen, out / _STATES, **model.windows(opened))
-        precision = torch.finfo(opened.model.dtype).eps
+        # Our routers make their logits in fp32, whatever the model's dtype.
+        dtype = torch.float32 if isinstance(opened.model, PathMoEForCausalLM) else opened.model.dtype
+        precision = torch.finfo(dtype).eps
         section = analyse_geometry(files, routers, index, precision, options)
     finally:
         shutil.rmtree(out / _STATES, ignore_errors=True)
-    sections = {"geometry": section}
+    write_report(out, {"run": run, "sections": {"geometry": section}})
     if interventions.interventions:
-        sections["geometry_interventions"] = measure_interventions(
+        changed = measure_interventions(
             opened.model, documents, routers, chosen, interventions, context_length=opened.context_length,
             seed=options.seed,
         )  # fmt: skip
-    write_report(out, {"run": run, "sections": sections})
+        write_report(out, {"run": run, "sections": {"geometry": section, "geometry_interventions": changed}})
     for line in geometry_lines(section):
         print(line)
     print(f"{out / PAGE_FILE}: {section['num_tokens']:,} tokens; every number is in {out / REPORT_FILE}")
 
 
-def default_layers(number: int) -> list[int]:
-    """All of a few; of many the first, the middle and the last, each with a neighbour."""
+def default_layers(router_of_layer: Sequence[int]) -> list[int]:
+    """All of a few; of many the first, the middle and the last, each with a neighbour, and all that share its router.
+
+    Args:
+        router_of_layer: equal for layers that share a router's parameters.
+    """
+    number = len(router_of_layer)
     if number <= _FEW_LAYERS:
         return list(range(number))
     middle = number // 2
-    return [0, 1, middle, middle + 1, number - 2, number - 1]
+    pairs = {0, 1, middle, middle + 1, number - 2, number - 1}
+    shared = {router_of_layer[layer] for layer in (0, middle, number - 1)}
+    return sorted(pairs | {layer for layer, router in enumerate(router_of_layer) if router in shared})

@@ -43,7 +43,8 @@ class PathMonitor(Callback):
             smaller. null: two global batches, and at most 262,144 tokens.
         per_layer: also log the figures of each layer.
         geometry: also log the share of the energy of router inputs and of logits along their shared direction, and the
-            alignment of routers; for a model that is not sharded. Costs a matrix of the hidden size squared a layer.
+            alignment of routers; for a model that is not sharded. Costs the product of the slice's router inputs with
+            themselves, D^2 a token and layer, and D^2 numbers of eight bytes a layer from each rank.
     """
 
     def __init__(

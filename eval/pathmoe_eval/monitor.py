@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -52,7 +53,7 @@ def monitor(
         `layer_00/load_entropy` and so on, a pair under its first layer.
     """
     counts = MonitorCounts(model.config)
-    sums = GeometrySums(model.config.num_moe_layers, model.config.hidden_size) if geometry else None
+    sums = GeometrySums(router_maps(model), model.config.hidden_size) if geometry else None
     with _evaluating(model), nullcontext() if sums is None else sums.recording(model):
         for batch in batches:
             output = model(
@@ -65,8 +66,10 @@ def monitor(
             counts.update(output.routings)
     figures = merged_over_ranks(counts).figures(per_layer)
     if sums is not None:
-        of_layers = merged_over_ranks(sums).figures(router_maps(model))
-        figures |= {name: float(values_L.mean()) for name, values_L in of_layers.items()}
+        for name, of_layers in merged_over_ranks(sums).figures().items():
+            figures[name] = statistics.fmean(of_layers.values())
+            if per_layer:
+                figures |= {f"layer_{layer:02d}/{name}": value for layer, value in of_layers.items()}
     return figures
 
 

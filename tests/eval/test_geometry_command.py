@@ -59,10 +59,12 @@ def test_a_run_has_a_table_and_a_report(
     assert max(map(len, table)) <= 80 and [line.split()[0] for line in table[2:]] == list("01234567")
     energy = section["layers"][3]["shared_direction"]["state_energy"]
     assert table[5].split()[1] == f"{energy:.1%}"
-    assert [one["shares_router"] for one in section["drift"]] == [True, True, True, False, True, True, True]
+    shared = {(one["first_layer"], one["second_layer"]): one["shares_router"] for one in section["drift"]}
+    assert [shared[layer, layer + 1] for layer in range(7)] == [True, True, True, False, True, True, True]
+    assert all(shared[pair] for pair in ((0, 2), (0, 3), (4, 6), (4, 7))) and len(shared) == 11
     page = (tmp_path / "out" / "index.html").read_text()
     for title in ("Pairs of tokens", "Pairs of sequences", "The shared direction, and alignment", "Control and content",
-                  "From layer to layer", "Geometry of routing of "):  # fmt: skip
+                  "From layer to layer", "Along a block", "Geometry of routing of "):  # fmt: skip
         assert title in page
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "report.json"]
 
@@ -135,6 +137,8 @@ def test_bad_input_ends_in_one_line_and_status_2(
 
 
 def test_few_layers_are_all_taken_and_many_are_sampled_with_neighbours() -> None:
-    assert default_layers(8) == list(range(8))
-    assert default_layers(48) == [0, 1, 24, 25, 46, 47]
-    assert default_layers(9) == [0, 1, 4, 5, 7, 8]
+    assert default_layers(range(8)) == list(range(8))
+    assert default_layers(range(48)) == [0, 1, 24, 25, 46, 47]
+    assert default_layers(range(9)) == [0, 1, 4, 5, 7, 8]
+    blocks = [layer // 4 for layer in range(24)]
+    assert default_layers(blocks) == [*range(4), *range(12, 16), *range(20, 24)]

@@ -53,6 +53,8 @@ def analyse_geometry(
 ) -> dict[str, Any]:
     """`layers` and `drift`, each a list of dicts as `dataclasses.asdict` makes them.
 
+    `drift` is of neighbouring layers, and of the first layer of a block that shares a router with each later one of it.
+
     Args:
         files: what was recorded.
         routers: of all MoE layers; those of layers that decide nothing themselves are None, and are left out.
@@ -61,24 +63,42 @@ def analyse_geometry(
         options: how much is drawn.
 
     Raises:
-        ValueError: fewer than two tokens or documents; states that are not finite.
+        ValueError: none of the layers has a router of its own; fewer than two tokens or documents; states that are not
+            finite; a router that is not linear in its state, though it has one matrix.
     """
     layers = [layer for layer in files.states if routers[layer] is not None]
+    if not layers:
+        deciding = [layer for layer, router in enumerate(routers) if router is not None]
+        raise ValueError(
+            f"--layers ({sorted(files.states)}) must name one that decides itself, and these take over the decision of "
+            f"an earlier one; choose among {deciding}"
+        )
     seeing = [layer for layer in layers if len(_of(routers, layer).visible_RD)]
-    neighbours = [(one, other) for one, other in pairwise(seeing) if other == one + 1]
     return {
         "num_tokens": files.num_tokens,
-        "layers": [_layer(files, layer, _of(routers, layer), logit_precision, options) for layer in layers],
+        "layers": [_layer(files, layer, routers, logit_precision, options) for layer in layers],
         "drift": [
             {
                 "first_layer": one,
-                **asdict(
-                    _drift(files, one, routers, router_of_layer[one] == router_of_layer[other], options),
-                ),
+                "second_layer": other,
+                **asdict(_drift(files, (one, other), routers, router_of_layer[one] == router_of_layer[other], options)),
             }
-            for one, other in neighbours
+            for one, other in _drifting_pairs(seeing, router_of_layer)
         ],
     }
+
+
+def _drifting_pairs(layers: Sequence[int], router_of_layer: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours, and the first layer of each run of layers that share a router with each later one of the run."""
+    pairs, first = [], layers[0] if layers else 0
+    for one, other in pairwise(layers):
+        if other == one + 1:
+            pairs.append((one, other))
+        if other > one + 1 or router_of_layer[other] != router_of_layer[first]:
+            first = other
+        elif first < one:
+            pairs.append((first, other))
+    return pairs
 
 
 def _of(routers: Sequence[RouterMap | None], layer: int) -> RouterMap:
@@ -88,9 +108,14 @@ def _of(routers: Sequence[RouterMap | None], layer: int) -> RouterMap:
 
 
 def _layer(
-    files: StateFiles, layer: int, router: RouterMap, logit_precision: float, options: GeometryOptions
+    files: StateFiles,
+    layer: int,
+    routers: Sequence[RouterMap | None],
+    logit_precision: float,
+    options: GeometryOptions,
 ) -> dict[str, Any]:
     """Everything about one layer."""
+    router = _of(routers, layer)
     states_ND, logits_NE = files.states[layer], files.logits[layer]
     moments = StateMoments(states_ND.shape[1])
     for rows in files.chunks(layer):
@@ -109,21 +134,35 @@ def _layer(
         found["alignment"] = asdict(aligned)
     if router.kind == "linear" and router.centred_ED is not None:
         states = (states_ND[rows] for rows in files.chunks(layer))
-        bias_E = _bias(states_ND, logits_NE, router)
+        bias_E = _bias(states_ND, logits_NE, router, _rounding(logits_NE, logit_precision), layer)
         num_ranks = min(4, files.expert_ids_NLK.shape[2])
         found["truncation"] = asdict(truncation(states, directions, router.centred_ED, bias_E, num_ranks))
     if len(set(files.document_N.tolist())) > 1:
-        found["probes"] = asdict(_probes(files, layer, router, options))
+        follows = layer + 1 < len(routers) and routers[layer + 1] is None
+        found["probes"] = asdict(_probes(files, layer, router, options, is_followed=follows))
     return found
 
 
-def _bias(states_ND: NDArray[np.floating], logits_NE: NDArray[np.floating], router: RouterMap) -> NDArray[np.float64]:
+def _rounding(logits_NE: NDArray[np.floating], logit_precision: float) -> float:
+    """What rounding may add to the distance of two tokens' logits, each of which is rounded."""
+    return 4 * logit_precision * float(np.abs(logits_NE).max())
+
+
+def _bias(
+    states_ND: NDArray[np.floating], logits_NE: NDArray[np.floating], router: RouterMap, rounding: float, layer: int
+) -> NDArray[np.float64]:
     """What a linear router adds to its logits, less its mean: what its matrix leaves of them, alike for all tokens."""
     assert router.centred_ED is not None
     some = slice(0, 1000)
     logits = logits_NE[some].astype(np.float64)
     rest_NE = logits - logits.mean(axis=1, keepdims=True) - states_ND[some].astype(np.float64) @ router.centred_ED.T
-    return np.asarray(rest_NE.mean(axis=0))
+    bias_E = rest_NE.mean(axis=0)
+    if (apart := float(np.abs(rest_NE - bias_E).max())) > 4 * rounding + 1e-4 * float(np.abs(logits).max()):
+        raise ValueError(
+            f"--model: the router of MoE layer {layer} must give its matrix times its state, and a bias, as logits, "
+            f"but lies off by {apart:.3g}; its geometry can't be told"
+        )
+    return np.asarray(bias_E)
 
 
 def _token_pairs(
@@ -132,9 +171,7 @@ def _token_pairs(
     states_ND, logits_NE, ids_NK = files.states[layer], files.logits[layer], files.expert_ids_NLK[:, layer]
     drawn = draw_pairs(files.num_tokens, options.num_pairs, options.seed)
     pairs = token_pairs(states_ND, logits_NE, ids_NK, router, drawn)
-    # Either token's logits are rounded, and so is the distance.
-    rounding = 4 * logit_precision * float(np.abs(logits_NE).max())
-    bound = distance_bound(pairs, router, rounding)
+    bound = distance_bound(pairs, router, _rounding(logits_NE, logit_precision))
     found: dict[str, Any] = {
         "bound": None if bound is None else asdict(bound),
         "explained": asdict(explained_overlap(pairs)),
@@ -167,8 +204,8 @@ def _sequences(files: StateFiles, layer: int, router: RouterMap, options: Geomet
     return found
 
 
-def _probes(files: StateFiles, layer: int, router: RouterMap, options: GeometryOptions) -> Any:
-    """Probes for this layer's expert, the next one's, and the token."""
+def _probes(files: StateFiles, layer: int, router: RouterMap, options: GeometryOptions, *, is_followed: bool) -> Any:
+    """Probes for this layer's expert, the token, and the next layer's expert, unless that is the same decision."""
     ids_NL = files.expert_ids_NLK[:, :, 0].astype(np.int64)
     ids, counts = np.unique(files.token_ids_N, return_counts=True)
     frequent = ids[np.argsort(-counts, kind="stable")[: options.num_token_classes]]
@@ -177,7 +214,7 @@ def _probes(files: StateFiles, layer: int, router: RouterMap, options: GeometryO
     classes = {"expert": ids_NL[:, layer], "token": class_of_id[files.token_ids_N]}
     num_experts = files.logits[layer].shape[1]
     num_classes = {"expert": num_experts, "token": len(frequent)}
-    if layer + 1 < ids_NL.shape[1]:
+    if layer + 1 < ids_NL.shape[1] and not is_followed:
         classes["next expert"], num_classes["next expert"] = ids_NL[:, layer + 1], num_experts
     return probe(_probe_chunks(files, layer, classes), num_classes, router, options.seed)
 
@@ -185,20 +222,36 @@ def _probes(files: StateFiles, layer: int, router: RouterMap, options: GeometryO
 def _probe_chunks(
     files: StateFiles, layer: int, classes: dict[str, NDArray[np.int64]]
 ) -> Callable[[], Iterator[ProbeChunk]]:
+    is_fitted_M = alternating(files.domains)
+
     def chunks() -> Iterator[ProbeChunk]:
         for rows in files.chunks(layer):
             yield ProbeChunk(
                 states_ND=files.states[layer][rows],
                 classes={name: class_N[rows] for name, class_N in classes.items()},
                 document_N=files.document_N[rows],
+                is_fitted_N=is_fitted_M[files.document_N[rows]],
             )
 
     return chunks
 
 
+def alternating(domains: Sequence[str]) -> NDArray[np.bool_]:
+    """Every other document of each domain, so that both halves have all of them: [M]."""
+    order_M = np.argsort(np.unique(np.array(domains), return_inverse=True)[1], kind="stable")
+    is_first_M = np.zeros(len(domains), dtype=bool)
+    is_first_M[order_M[::2]] = True
+    return is_first_M
+
+
 def _drift(
-    files: StateFiles, layer: int, routers: Sequence[RouterMap | None], shares_router: bool, options: GeometryOptions
+    files: StateFiles,
+    pair: tuple[int, int],
+    routers: Sequence[RouterMap | None],
+    shares_router: bool,
+    options: GeometryOptions,
 ) -> Any:
-    states, logits = ((of_layers[layer], of_layers[layer + 1]) for of_layers in (files.states, files.logits))
-    of_both = (_of(routers, layer), _of(routers, layer + 1))
+    one, other = pair
+    states, logits = ((of_layers[one], of_layers[other]) for of_layers in (files.states, files.logits))
+    of_both = (_of(routers, one), _of(routers, other))
     return drift(states, logits, of_both, shares_router=shares_router, seed=options.seed)

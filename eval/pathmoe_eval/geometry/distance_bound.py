@@ -37,7 +37,7 @@ class DistanceBound:
     violations_row: int
     """Pairs above the bound of the row space, beyond rounding."""
     violations_full: int
-    """Pairs above the bound of the full space."""
+    """Pairs above the bound of the full space, which are above that of the row space, too."""
     violations_below: int
     """Pairs below the lower bound."""
     tightness_row: tuple[float, ...]

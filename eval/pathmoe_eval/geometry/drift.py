@@ -1,4 +1,4 @@
-"""From one MoE layer to the next: what both routers see, how far a state moves there, and the agreement that follows.
+"""From one MoE layer to a later one: what both routers see, how far states move there, and the agreement that follows.
 
 Routers that are shared look at the same subspace in all their layers, and a token keeps its expert as long as its state
 does not move far in it. None of the papers measures this: definitions are ours.
@@ -23,7 +23,7 @@ _CELLS_PER_CHUNK = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """Two neighbouring layers, the first one's router taken for what is seen."""
+    """Two layers, the first one's router taken for what is seen."""
 
     shares_router: bool
     router_overlap: float
@@ -34,23 +34,26 @@ class Drift:
     num_components: int
     """Principal components that hold 90% of the variance of what the first layer sees."""
     seen_overlap: float
-    """Mean squared cosine of the principal angles between those components and as many of the next layer, both in the
+    """Mean squared cosine of the principal angles between those components and as many of the other layer, both in the
     first router's row space."""
     seen_overlap_null: float
     """The same of random subspaces: components over visible dimensions."""
-    step_row: float
+    step_row: float | None
     """RMS step of a state from layer to layer in the row space, over the RMS spread of states around their mean there;
-    the mean step, which all tokens share, included."""
-    step_row_common: float
+    the mean step, which all tokens share, included. None where states do not differ."""
+    step_row_common: float | None
     """The mean step alone, in the same unit."""
     step_null: float | None
     """The same as `step_row` for what the router does not see; None where it sees all, or all that differs."""
     agreement: float
     """Share of tokens whose highest logit is of the same expert in both layers."""
     predicted_agreement: float | None
-    """The same where each token takes the step, in logits, of another token: what the distributions of logits and of
-    steps make of it if they know nothing of each other. None between routers that are not shared, whose steps have no
-    meaning."""
+    """The same if choices were nothing to the states: logits of the later layer are taken for a multiple of those of
+    the first, `retained`, and a rest, and each token has the rest of another one. None between routers that are not
+    shared, whose logits have nothing to do with each other."""
+    retained: float | None
+    """Slope of the later layer's logits on those of the first, by least squares over tokens and experts, each less its
+    mean: states that keep their size forget what they take up, so that the slope is below 1. None as above."""
     agreement_null: float
     """The same of independent layers with the same choices."""
 
@@ -63,7 +66,7 @@ def drift(
     shares_router: bool,
     seed: int = 0,
 ) -> Drift:
-    """Measure two neighbouring layers.
+    """Measure two layers.
 
     Args:
         states: [N, D] of both, what the routers are handed, of the same tokens; may lie on disk.
@@ -75,25 +78,29 @@ def drift(
     first, second = routers
     sums = _StepSums(states, first)
     row_NR, next_row_NR = sums.seen
-    components_QR, next_QR = (_components(x_NR) for x_NR in (row_NR, next_row_NR))
+    components_QR = _components(row_NR)
     number = len(components_QR)
+    next_QR = _components(next_row_NR, number)
     top_one, top_next = (of_layer.argmax(axis=1) for of_layer in logits)
     num_experts, (dimensions, hidden_size) = logits[0].shape[1], first.visible_RD.shape
     shares_E, next_shares_E = (np.bincount(top, minlength=num_experts) / len(top) for top in (top_one, top_next))
-    spread_row = float((row_NR.var(axis=0)).sum())
+    spread_row = _unless_rounding(float(row_NR.var(axis=0).sum()), float((row_NR**2).sum(axis=1).mean()))
     step_row = float(((next_row_NR - row_NR) ** 2).sum(axis=1).mean())
+    common = float(np.linalg.norm((next_row_NR - row_NR).mean(axis=0)))
+    predicted, retained = _predicted(logits, top_one, seed) if shares_router else (None, None)
     return Drift(
         shares_router=shares_router,
         router_overlap=subspace_overlap(first.visible_RD, second.visible_RD),
         router_overlap_null=max(dimensions, len(second.visible_RD)) / hidden_size,
         num_components=number,
-        seen_overlap=subspace_overlap(components_QR, next_QR[:number]),
-        seen_overlap_null=max(number, len(next_QR[:number])) / dimensions,
-        step_row=math.sqrt(step_row / spread_row),
-        step_row_common=float(np.linalg.norm((next_row_NR - row_NR).mean(axis=0))) / math.sqrt(spread_row),
+        seen_overlap=subspace_overlap(components_QR, next_QR),
+        seen_overlap_null=number / dimensions,
+        step_row=math.sqrt(step_row / spread_row) if spread_row else None,
+        step_row_common=common / math.sqrt(spread_row) if spread_row else None,
         step_null=sums.unseen(step_row, spread_row) if dimensions < hidden_size else None,
         agreement=float((top_one == top_next).mean()),
-        predicted_agreement=_predicted(logits, top_one, seed) if shares_router else None,
+        predicted_agreement=predicted,
+        retained=retained,
         agreement_null=float(shares_E @ next_shares_E),
     )
 
@@ -131,17 +138,29 @@ def subspace_overlap(one: Matrix, other: Matrix) -> float:
     return float(((one @ other.T) ** 2).sum() / min(len(one), len(other)))
 
 
-def _components(x_NR: NDArray[np.floating]) -> Matrix:
-    """Principal components, orthonormal rows, the fewest that hold 90% of the variance."""
+def _unless_rounding(variance: float, square: float) -> float:
+    """A variance; 0 where it is no more than rounding of mean squares."""
+    return variance if variance > 1e-12 * square else 0.0
+
+
+def _components(x_NR: NDArray[np.floating], number: int | None = None) -> Matrix:
+    """The first principal components, orthonormal rows; without a number the fewest that hold 90% of the variance."""
     centred_NR = x_NR - x_NR.mean(axis=0)
     squares_R, vectors_RR = np.linalg.eigh(centred_NR.T @ centred_NR)
-    shares_R = np.cumsum(squares_R[::-1]) / max(squares_R.sum(), np.finfo(float).tiny)
-    return np.asarray(vectors_RR[:, ::-1][:, : int(np.searchsorted(shares_R, _ENERGY)) + 1].T, dtype=np.float64)
+    if number is None:
+        shares_R = np.cumsum(squares_R[::-1]) / max(squares_R.sum(), np.finfo(float).tiny)
+        number = int(np.searchsorted(shares_R, _ENERGY)) + 1
+    return np.asarray(vectors_RR[:, ::-1][:, :number].T, dtype=np.float64)
 
 
 def _predicted(
     logits: tuple[NDArray[np.floating], NDArray[np.floating]], top_one_N: NDArray[np.int64], seed: int
-) -> float:
+) -> tuple[float, float]:
+    """Agreement where rests are exchanged, and the slope."""
+    one_NE, other_NE = (of_layer - of_layer.mean(axis=1, keepdims=True) for of_layer in logits)
+    spread_NE = one_NE - one_NE.mean(axis=0)
+    square = float((spread_NE**2).sum())
+    retained = float((spread_NE * (other_NE - other_NE.mean(axis=0))).sum()) / square if square else 0.0
     order_N = np.random.default_rng(seed).permutation(len(top_one_N))
-    stepped_NE = logits[0] + (logits[1] - logits[0])[order_N]
-    return float((stepped_NE.argmax(axis=1) == top_one_N).mean())
+    predicted_NE = retained * one_NE + (other_NE - retained * one_NE)[order_N]
+    return float((predicted_NE.argmax(axis=1) == top_one_N).mean()), retained

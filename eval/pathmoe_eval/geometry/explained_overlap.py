@@ -27,8 +27,8 @@ class ExplainedOverlap:
     share: dict[str, float | None]
     """By space, and `logits` for the distance of centred logits, which is what the best space could explain. None where
     overlap does not vary, or all distances are equal."""
-    curve: dict[str, tuple[tuple[float, float], ...]]
-    """Mean distance and mean overlap of each bin, by space."""
+    curve: dict[str, tuple[tuple[float, float, float], ...]]
+    """Mean distance, mean overlap and mean distance of centred logits of each bin, by space."""
 
 
 def explained_overlap(pairs: TokenPairs, num_bins: int = NUM_BINS) -> ExplainedOverlap:
@@ -44,7 +44,9 @@ def explained_overlap(pairs: TokenPairs, num_bins: int = NUM_BINS) -> ExplainedO
         num_pairs=len(pairs.overlap_P),
         mean_overlap=float(pairs.overlap_P.mean()),
         share={space: correlation_ratio(pairs.overlap_P, bin_P) for space, bin_P in bins.items()},
-        curve={space: _curve(distances[space], pairs.overlap_P, bins[space]) for space in SPACES},
+        curve={
+            space: _curve((distances[space], pairs.overlap_P, pairs.logit_distance_P), bins[space]) for space in SPACES
+        },
     )
 
 
@@ -72,11 +74,11 @@ def _bins(distance_P: NDArray[np.float64], num_bins: int) -> NDArray[np.int64]:
 
 
 def _curve(
-    distance_P: NDArray[np.float64], overlap_P: NDArray[np.float64], bin_P: NDArray[np.int64]
-) -> tuple[tuple[float, float], ...]:
+    columns: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], bin_P: NDArray[np.int64]
+) -> tuple[tuple[float, float, float], ...]:
     counts_B = np.bincount(bin_P)
     is_there_B = counts_B > 0
-    means = (
-        np.bincount(bin_P, weights=values_P)[is_there_B] / counts_B[is_there_B] for values_P in (distance_P, overlap_P)
+    x_B, y_B, z_B = (
+        (np.bincount(bin_P, weights=values_P)[is_there_B] / counts_B[is_there_B]).tolist() for values_P in columns
     )
-    return tuple((float(x), float(y)) for x, y in zip(*means, strict=True))
+    return tuple(zip(x_B, y_B, z_B, strict=True))

@@ -74,6 +74,11 @@ def measure_interventions(
             f"--data ({len(used)} documents of at least {needed} tokens) must hold at least 2 for --interventions; "
             "give longer text, or lower --prompt_tokens and --completion_tokens"
         )
+    if context_length is not None and needed > context_length:
+        raise ValueError(
+            f"--prompt_tokens and --completion_tokens ({options.prompt_tokens} and {options.completion_tokens}) must "
+            f"together fit into the model's context of {context_length} tokens; lower them"
+        )
     domains = [document.domain for document in used]
     return {
         "num_sequences": len(used),
@@ -113,11 +118,14 @@ def _generations(
     own = generate_completions(model, prompts, options.completion_tokens, seed)
     num_experts = moe_layers(model)[0].num_experts
     ids = expert_ids(model, [np.concatenate(pair) for pair in zip(prompts, own, strict=True)])
-    of_prompts = [of_one[:length] for of_one in ids]
+    # Experts are chosen on other prompts than those whose loss is told.
+    chosen_on, told = (slice(start, None, 2) for start in (0, 1))
+    of_prompts = [of_one[:length] for of_one in ids[chosen_on]]
     num_kept = max(ids[0].shape[2], round(options.kept_share * num_experts))
     deciding = [layer for layer, router in enumerate(routers) if router is not None]
     kept = {layer: most_used(of_prompts, layer, num_experts, num_kept) for layer in deciding}
-    losses = pruned_losses(model, prompts, {"own": own, "other": others}, kept, [0, *doublings_to(len(deciding))])
+    completions = {"own": own[told], "other": others[told]}
+    losses = pruned_losses(model, prompts[told], completions, kept, [0, *doublings_to(len(deciding))])
     return {
         "rollouts": asdict(usage_over_rollout(ids, [length] * len(ids), num_experts)),
         "pruning": [asdict(one) for one in losses],

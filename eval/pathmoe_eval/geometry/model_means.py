@@ -37,18 +37,19 @@ _OF_LAYERS = {
         "token_random": "probes.accuracy.token.random.accuracy",
     },
 }
-_VIOLATIONS = ("violations_row", "violations_full", "violations_below")
+# Pairs above the bound of the full space are above that of the row space, too.
+_VIOLATIONS = ("violations_row", "violations_below")
 _OF_STEPS = ("router_overlap", "step_row", "step_null")
-_OF_SHARED_STEPS = ("agreement", "predicted_agreement", "agreement_null")
+_OF_SHARED_STEPS = ("agreement", "predicted_agreement", "agreement_null", "retained")
 
 
 def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Figures by group and name: `directions`, `pairs` and `probes`, means over the layers that have them, and `steps`.
 
-    `pairs.violations` is a count: pairs beyond any of the bounds of Proposition 1, of all layers. `steps` are means
-    over neighbouring layers: `router_overlap`, `step_row` and `step_null` over all of them, and `agreement`,
-    `predicted_agreement`, `agreement_null` and `prediction_error` (the mean absolute difference of the first two) over
-    those that share a router. None stands for what no layer has.
+    `pairs.violations` is a count: pairs beyond a bound of Proposition 1, of all layers. `steps` are means over
+    neighbouring layers: `router_overlap`, `step_row` and `step_null` over all of them, and `agreement`,
+    `predicted_agreement`, `agreement_null`, `retained` and `prediction_error` (the mean absolute difference of the
+    first two) over those that share a router. None stands for what no layer has.
 
     Args:
         section: as `analyse_geometry` gives it.
@@ -62,9 +63,10 @@ def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]
     means["pairs"]["violations"] = (
         float(sum(bound[kind] for bound in bounds for kind in _VIOLATIONS)) if bounds else None
     )
-    shared = [step for step in section["drift"] if step["predicted_agreement"] is not None]
+    steps = [step for step in section["drift"] if step["second_layer"] == step["first_layer"] + 1]
+    shared = [step for step in steps if step["predicted_agreement"] is not None]
     means["steps"] = {
-        **{name: _mean([step[name] for step in section["drift"]]) for name in _OF_STEPS},
+        **{name: _mean([step[name] for step in steps]) for name in _OF_STEPS},
         **{name: _mean([step[name] for step in shared]) for name in _OF_SHARED_STEPS},
         "prediction_error": _mean([abs(step["agreement"] - step["predicted_agreement"]) for step in shared]),
     }

@@ -17,7 +17,7 @@ from pathmoe_eval.geometry.router_map import Matrix
 
 
 class StateMoments:
-    """Adds up states of one layer, exactly enough: products in the dtype of the states, sums in float64."""
+    """Adds up states of one layer in float64, since a Gram matrix squares singular values, and with them rounding."""
 
     def __init__(self, hidden_size: int) -> None:
         self.num_tokens = 0
@@ -33,13 +33,17 @@ class StateMoments:
             raise ValueError(f"states ({list(states_ND.shape)}) must be [tokens, {len(self.gram_DD)}]")
         if not np.isfinite(states_ND).all():
             raise ValueError("states (not finite) must be finite; load the model in a wider dtype")
-        self.num_tokens += len(states_ND)
-        self.gram_DD += states_ND.T @ states_ND
+        wide_ND = states_ND.astype(np.float64)
+        self.add(len(states_ND), wide_ND.T @ wide_ND)
+
+    def add(self, num_tokens: int, gram_DD: Matrix) -> None:
+        """Add a chunk of states by its Gram matrix."""
+        self.num_tokens += num_tokens
+        self.gram_DD += gram_DD
 
     def merge(self, other: StateMoments) -> None:
         """Add everything that `other`, of the same width, has counted."""
-        self.num_tokens += other.num_tokens
-        self.gram_DD += other.gram_DD
+        self.add(other.num_tokens, other.gram_DD)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,6 +75,5 @@ def singular_directions(moments: StateMoments) -> SingularDirections:
     squares_D, vectors_DD = squares_D[::-1], vectors_DD[:, ::-1]
     if not moments.num_tokens or squares_D[0] <= 0:
         raise ValueError(f"states ({moments.num_tokens} tokens) must hold one that differs from zero; pass other text")
-    # A Gram matrix squares singular values, and with them rounding.
-    kept_D = squares_D > len(squares_D) * np.finfo(np.float32).eps ** 2 * squares_D[0]
+    kept_D = squares_D > len(squares_D) * np.finfo(np.float64).eps * squares_D[0]
     return SingularDirections(values_V=np.sqrt(squares_D[kept_D]), directions_VD=vectors_DD[:, kept_D].T)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from pathmoe.model import PathMoEForCausalLM
@@ -24,49 +24,57 @@ from pathmoe_eval.traces.moe_layers import moe_layers
 class GeometrySums:
     """Moments of what the routers of a model are handed, layer by layer."""
 
-    def __init__(self, num_layers: int, hidden_size: int) -> None:
-        """Count for a model of so many MoE layers."""
-        self.moments = [StateMoments(hidden_size) for _ in range(num_layers)]
+    def __init__(self, routers: Sequence[RouterMap | None], hidden_size: int) -> None:
+        """Count for a model with these routers, as `router_maps` gives them; layers without their own are left out."""
+        self._routers = routers
+        self.moments = {layer: StateMoments(hidden_size) for layer, router in enumerate(routers) if router is not None}
 
     @contextmanager
     def recording(self, model: PathMoEForCausalLM) -> Iterator[None]:
         """Within it, every forward of the model is added."""
         with ExitStack() as stack:
             for index, layer in enumerate(moe_layers(model)):
+                if index not in self.moments:
+                    continue
                 hook = partial(self._see, index)
                 stack.callback(layer.block.register_forward_pre_hook(hook).remove)
             yield
 
     @torch.compiler.disable
     def _see(self, layer: int, block: nn.Module, args: tuple[Any, ...]) -> None:
-        self.moments[layer].update(args[0].detach().flatten(0, -2).float().cpu().numpy())
+        x_TD = args[0].detach().flatten(0, -2).float()
+        # Multiplied where the states are, which are far larger than the product.
+        self.moments[layer].add(len(x_TD), (x_TD.T @ x_TD).cpu().double().numpy())
 
     def merge(self, other: GeometrySums) -> None:
         """Add everything that `other`, of the same model, has counted."""
-        for mine, theirs in zip(self.moments, other.moments, strict=True):
-            mine.merge(theirs)
+        for layer, moments in self.moments.items():
+            moments.merge(other.moments[layer])
 
-    def figures(self, routers: Sequence[RouterMap | None]) -> dict[str, NDArray[np.float64]]:
-        """By name, one number for each layer with a router of its own; routers without a matrix have the first alone.
+    def figures(self) -> dict[str, dict[int, float]]:
+        """By name and layer, for layers with a router of their own; routers without a matrix have the first alone.
 
         `shared_state_energy` and `shared_logit_energy`: see `SharedDirection`; `alignment`: the total of `Alignment`.
-
-        Args:
-            routers: of all MoE layers, as `router_maps` gives them.
+        Not a number where states are none, which must not end a training that may yet recover.
         """
-        rows: dict[str, list[float]] = {}
-        for moments, router in zip(self.moments, routers, strict=True):
-            if router is None:
-                continue
-            directions = singular_directions(moments)
-            shared = shared_direction(directions, router.centred_ED)
-            aligned = alignment(directions, router.centred_ED, moments.num_tokens)
-            found = {
-                "shared_state_energy": shared.state_energy,
-                "shared_logit_energy": shared.logit_energy,
-                "alignment": None if aligned is None else aligned.total,
-            }
-            for name, value in found.items():
+        found: dict[str, dict[int, float]] = {}
+        for layer, moments in self.moments.items():
+            for name, value in _figures(moments, self._routers[layer]).items():
                 if value is not None:
-                    rows.setdefault(name, []).append(value)
-        return {name: np.array(values) for name, values in rows.items()}
+                    found.setdefault(name, {})[layer] = value
+        return found
+
+
+def _figures(moments: StateMoments, router: RouterMap | None) -> dict[str, float | None]:
+    assert router is not None, "layers without a router are left out"
+    if not np.isfinite(moments.gram_DD).all():
+        undefined = None if router.centred_ED is None else math.nan
+        return {"shared_state_energy": math.nan, "shared_logit_energy": undefined, "alignment": undefined}
+    directions = singular_directions(moments)
+    shared = shared_direction(directions, router.centred_ED)
+    aligned = alignment(directions, router.centred_ED, moments.num_tokens)
+    return {
+        "shared_state_energy": shared.state_energy,
+        "shared_logit_energy": shared.logit_energy,
+        "alignment": None if aligned is None else aligned.total,
+    }

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pathmoe_eval.geometry.router_map import RouterMap
 
 _CELLS_PER_CHUNK = 1 << 22
+_ROUNDING = 1e-12
+"""Of a squared distance."""
 
 SPACES = ("full", "row", "null")
 """The whole hidden space; the router's row space; what the router does not see."""
@@ -83,8 +85,9 @@ def token_pairs(
         logit_P[at] = (logits_PE**2).mean(axis=1)
         is_shared_PKK = expert_ids_NK[one][:, :, None] == expert_ids_NK[other][:, None, :]
         overlap_P[at] = is_shared_PKK.sum(axis=(1, 2)) / expert_ids_NK.shape[1]
-    # Rounding may leave the row space a little more than the whole.
-    squares = {"full": full_P, "row": np.minimum(row_P, full_P), "null": np.maximum(full_P - row_P, 0)}
+    # What rounding leaves of a difference is no distance.
+    null_P = np.where(full_P - row_P > _ROUNDING * full_P, full_P - row_P, 0)
+    squares = {"full": full_P, "row": np.minimum(row_P, full_P), "null": null_P}
     return TokenPairs(
         first_P=first_P,
         second_P=second_P,

@@ -1,14 +1,16 @@
 """What can be read off the part of a hidden state that its router sees (control) and off the rest (content).
 
-"Polysemantic Experts, Monosemantic Paths" (arXiv 2604.17837) splits states so and probes both parts; the probe, linear
-least squares on one column a class with a ridge, is our choice: it needs sums over tokens alone.
+"Polysemantic Experts, Monosemantic Paths" (arXiv 2604.17837) splits states so and probes both parts. The probe is
+multinomial logistic regression with a ridge (our choice), since what a linear router decides is a case of it. It is
+fitted in passes over the states: the Hessian of its loss is at most half the Gram matrix of the features (Boehning
+1992), which is the same in every pass, so that a pass needs sums over tokens alone and no step size.
 """
 
-# Shapes: N tokens, D hidden, F features, C classes, R visible dimensions, M documents.
+# Shapes: N tokens, D hidden, F features, C classes, R visible dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +19,11 @@ from numpy.typing import NDArray
 from pathmoe_eval.bootstrap import Bootstrap
 from pathmoe_eval.geometry.router_map import Matrix, RouterMap
 
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 """Of the mean variance of the features."""
+_NUM_PASSES = 40
 
-PARTS = ("control", "content", "full", "random")
+PARTS = ("control", "content", "random")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,6 +34,8 @@ class ProbeChunk:
     classes: dict[str, NDArray[np.int64]]
     """[N] by the name of what they are."""
     document_N: NDArray[np.int64]
+    is_fitted_N: NDArray[np.bool_]
+    """Tokens of the documents that the probe is fitted on; the others are tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,8 @@ class Probes:
     """All parts and classes of one layer."""
 
     dimensions: dict[str, int]
-    """Of each part in `PARTS`: control, the router's row space; content, the rest; full, the state; random, as many
-    directions as control, drawn at random, which says what so many tell of anything."""
+    """Of each part in `PARTS`: control, the router's row space; content, the rest; random, as many directions as
+    control, drawn at random, which says what so many tell of anything."""
     accuracy: dict[str, dict[str, Probed]]
     """By class and part."""
     most_frequent: dict[str, float]
@@ -60,7 +65,7 @@ class Probes:
 def probe(
     chunks: Callable[[], Iterable[ProbeChunk]], num_classes: dict[str, int], router: RouterMap, seed: int = 0
 ) -> Probes:
-    """Fit on the documents of even numbers, test on the others, in two passes.
+    """Fit on some documents, test on the others, in passes over the chunks.
 
     Args:
         chunks: begins a pass.
@@ -71,74 +76,134 @@ def probe(
     Raises:
         ValueError: no token with a class on one of the sides.
     """
-    hidden_size = router.visible_RD.shape[1]
-    parts = _parts(router, hidden_size, seed)
-    # One more feature, always 1.
-    gram = np.zeros((hidden_size + 1, hidden_size + 1))
-    moments = {name: np.zeros((hidden_size + 1, number)) for name, number in num_classes.items()}
-    for chunk in chunks():
-        is_fitted_N = chunk.document_N % 2 == 0
-        features_NF = _with_one(chunk.states_ND[is_fitted_N])
-        gram += features_NF.T @ features_NF
-        for name, class_N in chunk.classes.items():
-            _add_moments(moments[name], features_NF, class_N[is_fitted_N])
-    weights = {
-        name: {part: _fitted(gram, moment, basis) for part, basis in parts.items()} for name, moment in moments.items()
+    mean_D, gram_DD, counts = _sums(chunks(), num_classes, router.visible_RD.shape[1])
+    if not all(of_class.any() for of_class in counts.values()):
+        raise ValueError("--data (no fitted token) must hold at least 2 documents with a class; give more documents")
+    parts = {
+        name: _Part(basis_RD, mean_D, gram_DD, is_complement=name == "content")
+        for name, basis_RD in zip(PARTS, _bases(router, seed), strict=True)
     }
-    return _tested(chunks(), weights, moments, {part: len(basis) for part, basis in parts.items()})
+    probes = {(name, part): _Probe(parts[part], number) for name, number in num_classes.items() for part in PARTS}
+    for _ in range(_NUM_PASSES):
+        for chunk in chunks():
+            rows = np.flatnonzero(chunk.is_fitted_N)
+            features = {name: part.features(chunk.states_ND[rows]) for name, part in parts.items()}
+            for (name, part), of_one in probes.items():
+                of_one.see(features[part], chunk.classes[name][rows])
+        for of_one in probes.values():
+            of_one.step()
+    commonest = {name: int(of_class.argmax()) for name, of_class in counts.items()}
+    return _tested(chunks(), parts, probes, commonest)
 
 
-def _parts(router: RouterMap, hidden_size: int, seed: int) -> dict[str, Matrix]:
-    """Orthonormal rows of each part."""
+def _bases(router: RouterMap, seed: int) -> tuple[Matrix, Matrix, Matrix]:
+    """Orthonormal rows of control, of what content leaves out, and of random directions."""
     control_RD = router.visible_RD
-    complement, _ = np.linalg.qr(np.concatenate([control_RD, np.eye(hidden_size)]).T)
-    random, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(hidden_size, len(control_RD))))
-    return {
-        "control": control_RD,
-        "content": complement[:, len(control_RD) :].T,
-        "full": np.eye(hidden_size),
-        "random": random.T,
-    }
+    shape = control_RD.shape[::-1]
+    random_DR, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=shape))
+    return control_RD, control_RD, random_DR.T
 
 
-def _with_one(states_ND: NDArray[np.floating]) -> Matrix:
-    return np.concatenate([states_ND.astype(np.float64), np.ones((len(states_ND), 1))], axis=1)
+def _sums(
+    chunks: Iterable[ProbeChunk], num_classes: Mapping[str, int], hidden_size: int
+) -> tuple[NDArray[np.float64], Matrix, dict[str, NDArray[np.int64]]]:
+    """Mean and centred Gram matrix of the fitted states, and how many of them have each class."""
+    number, sum_D, gram_DD = 0, np.zeros(hidden_size), np.zeros((hidden_size, hidden_size))
+    counts = {name: np.zeros(of_class, dtype=np.int64) for name, of_class in num_classes.items()}
+    for chunk in chunks:
+        states_ND = chunk.states_ND[chunk.is_fitted_N].astype(np.float64)
+        number += len(states_ND)
+        sum_D += states_ND.sum(axis=0)
+        gram_DD += states_ND.T @ states_ND
+        for name, class_N in chunk.classes.items():
+            fitted_N = class_N[chunk.is_fitted_N]
+            counts[name] += np.bincount(fitted_N[fitted_N >= 0], minlength=num_classes[name])
+    mean_D = sum_D / max(1, number)
+    return mean_D, gram_DD - number * np.outer(mean_D, mean_D), counts
 
 
-def _add_moments(moment_FC: Matrix, features_NF: Matrix, class_N: NDArray[np.int64]) -> None:
-    """Sum of the features of each class, in place."""
-    order_N = np.argsort(class_N, kind="stable")
-    order_N = order_N[class_N[order_N] >= 0]
-    present_C, starts_C = np.unique(class_N[order_N], return_index=True)
-    if len(present_C):
-        moment_FC[:, present_C] += np.add.reduceat(features_NF[order_N], starts_C, axis=0).T
+class _Part:
+    """A part of the state as features, and the step that its Gram matrix allows."""
+
+    def __init__(self, basis_RD: Matrix, mean_D: NDArray[np.float64], gram_DD: Matrix, *, is_complement: bool) -> None:
+        self._basis_RD, self._mean_D, self._is_complement = basis_RD, mean_D, is_complement
+        hidden_size = basis_RD.shape[1]
+        self.dimensions = hidden_size - len(basis_RD) if is_complement else len(basis_RD)
+        # Of the complement the features are states, so that it needs no basis of its own, which would be large.
+        projection = np.eye(hidden_size) - basis_RD.T @ basis_RD if is_complement else basis_RD
+        gram_FF = projection @ gram_DD @ projection.T
+        self.ridge = _RIDGE * float(np.trace(gram_FF)) / max(1, self.dimensions) or 1.0
+        self.inverse_FF = np.linalg.inv(gram_FF / 2 + self.ridge * np.eye(len(gram_FF))).astype(np.float32)
+
+    def features(self, states_ND: NDArray[np.floating]) -> NDArray[np.float32]:
+        """[N, F]: centred coordinates of the part, of the complement the states without the rest."""
+        centred_ND = (states_ND - self._mean_D).astype(np.float32)
+        basis_RD = self._basis_RD.astype(np.float32)
+        seen_NR = centred_ND @ basis_RD.T
+        return np.asarray(centred_ND - seen_NR @ basis_RD if self._is_complement else seen_NR)
 
 
-def _fitted(gram_FF: Matrix, moment_FC: Matrix, basis: Matrix) -> Matrix:
-    """Weights [F, C] of the states: ridge regression of indicators of classes on coordinates in a basis."""
-    whole = np.zeros((len(basis) + 1, len(gram_FF)))
-    whole[:-1, :-1], whole[-1, -1] = basis, 1
-    gram = whole @ gram_FF @ whole.T
-    ridge = _RIDGE * np.trace(gram[:-1, :-1]) / max(1, len(basis))
-    penalty = np.diag([*[ridge] * len(basis), 0.0])
-    return np.asarray(whole.T @ np.linalg.solve(gram + penalty, whole @ moment_FC))
+class _Probe:
+    """Logistic regression on a part, climbed by accelerated steps (Nesterov's) of the bounded Hessian."""
+
+    def __init__(self, part: _Part, num_classes: int) -> None:
+        self._part, self._passes = part, 0
+        size = len(part.inverse_FF)
+        self.weight_FC: NDArray[np.float32] = np.zeros((size, num_classes), dtype=np.float32)
+        self.bias_C: NDArray[np.float32] = np.zeros(num_classes, dtype=np.float32)
+        # Where the slope is taken: beyond the last step, by a share of it.
+        self._ahead_FC, self._ahead_C = self.weight_FC, self.bias_C
+        self._begin_pass()
+
+    def _begin_pass(self) -> None:
+        self._slope_FC, self._slope_C = np.zeros_like(self.weight_FC), np.zeros_like(self.bias_C)
+        self._number = 0
+
+    def see(self, features_NF: NDArray[np.float32], class_N: NDArray[np.int64]) -> None:
+        """Add the slope of the log-likelihood of some tokens."""
+        has_class_N = class_N >= 0
+        features_NF, class_N = features_NF[has_class_N], class_N[has_class_N]
+        error_NC = -_softmax(features_NF @ self._ahead_FC + self._ahead_C)
+        error_NC[np.arange(len(class_N)), class_N] += 1
+        self._slope_FC += features_NF.T @ error_NC
+        self._slope_C += error_NC.sum(axis=0)
+        self._number += len(class_N)
+
+    def step(self) -> None:
+        """End a pass."""
+        self._passes += 1
+        weight_FC = self._ahead_FC + self._part.inverse_FF @ (self._slope_FC - self._part.ridge * self._ahead_FC)
+        bias_C = self._ahead_C + self._slope_C * np.float32(2 / self._number)
+        share = (self._passes - 1) / (self._passes + 2)
+        self._ahead_FC = weight_FC + np.float32(share) * (weight_FC - self.weight_FC)
+        self._ahead_C = bias_C + np.float32(share) * (bias_C - self.bias_C)
+        self.weight_FC, self.bias_C = weight_FC, bias_C
+        self._begin_pass()
+
+    def guess(self, features_NF: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The most probable class of each token."""
+        return np.asarray((features_NF @ self.weight_FC + self.bias_C).argmax(axis=1))
+
+
+def _softmax(logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponentials_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return np.asarray(exponentials_NC / exponentials_NC.sum(axis=1, keepdims=True))
 
 
 def _tested(
     chunks: Iterable[ProbeChunk],
-    weights: dict[str, dict[str, Matrix]],
-    moments: dict[str, Matrix],
-    dimensions: dict[str, int],
+    parts: Mapping[str, _Part],
+    probes: Mapping[tuple[str, str], _Probe],
+    commonest: Mapping[str, int],
 ) -> Probes:
-    # What stands in the row of the feature that is always 1 are counts.
-    commonest = {name: int(moment_FC[-1].argmax()) for name, moment_FC in moments.items()}
     right: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
     for chunk in chunks:
-        is_tested_N = chunk.document_N % 2 == 1
-        features_NF, document_N = _with_one(chunk.states_ND[is_tested_N]), chunk.document_N[is_tested_N]
+        rows = np.flatnonzero(~chunk.is_fitted_N)
+        document_N = chunk.document_N[rows]
+        features = {name: part.features(chunk.states_ND[rows]) for name, part in parts.items()}
         for name, class_N in chunk.classes.items():
-            wanted_N = class_N[is_tested_N]
-            guesses = {part: (features_NF @ of_part).argmax(axis=1) for part, of_part in weights[name].items()}
+            wanted_N = class_N[rows]
+            guesses = {part: probes[name, part].guess(features[part]) for part in PARTS}
             guesses["most frequent"] = np.full(len(wanted_N), commonest[name])
             has_class_N = wanted_N >= 0
             for part, guess_N in guesses.items():
@@ -148,10 +213,10 @@ def _tested(
     if not found or any(number == 0 for _, number in found.values()):
         raise ValueError("--data (no tested token) must hold at least 2 documents with a class; give more documents")
     return Probes(
-        dimensions=dimensions,
-        accuracy={name: {part: found[name, part][0] for part in PARTS} for name in weights},
-        most_frequent={name: found[name, "most frequent"][0].accuracy for name in weights},
-        num_tokens={name: found[name, "most frequent"][1] for name in weights},
+        dimensions={name: part.dimensions for name, part in parts.items()},
+        accuracy={name: {part: found[name, part][0] for part in PARTS} for name in commonest},
+        most_frequent={name: found[name, "most frequent"][0].accuracy for name in commonest},
+        num_tokens={name: found[name, "most frequent"][1] for name in commonest},
     )
 
 

@@ -26,7 +26,8 @@ class PrunedLoss:
     """The last layers pruned, so many of them."""
 
     num_layers: int
-    """Layers pruned; 0 for the model as it is."""
+    """Layers with a router of their own that are pruned, and with them those that take over their decisions; 0 for the
+    model as it is."""
     num_kept: int
     """Experts that each of them keeps."""
     nats: dict[str, float]

@@ -4,7 +4,7 @@
 prompt and generation taken together; the generation alone stands beside it here, and means over all pairs.
 """
 
-# Shapes: M prompts, S tokens, L MoE layers, E experts, K experts per token, T steps.
+# Shapes: M prompts, S tokens, L MoE layers, E experts, K experts per token, Q pairs of prompts.
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ class UsageOverRollout:
     cumulative: tuple[float, ...]
     """Of prompt and generation so far, by step."""
     generated: tuple[float, ...]
-    """Of the generation alone."""
+    """Of the generation alone. It rises with the number of tokens whatever they are, as few visits scatter."""
+    prompt_begun: tuple[float | None, ...]
+    """Of so many first tokens of the prompts alone, to compare `generated` with; None beyond their end."""
+    generated_quartiles: tuple[tuple[float, float], ...]
+    """Of `generated`: quartiles over pairs of their means over layers."""
+    kept_order: tuple[float | None, ...]
+    """Pearson correlation over pairs of the cosine of prompts with that of generations: 0 if what pairs are alike in
+    generation can't be told from their prompts. None for two rollouts, or pairs that are all alike."""
     last_generated_by_layer: tuple[float, ...]
     """Of the whole generation alone, by layer."""
     prompt_by_layer: tuple[float, ...]
@@ -101,14 +108,20 @@ def usage_over_rollout(
         step: np.stack([of_one[prompt + step] for of_one, prompt in zip(counts, prompt_lengths, strict=True)])
         for step in steps
     }
+    begun = {step: np.stack([of_one[step] for of_one in counts]) for step in steps if step <= min(prompt_lengths)}
+    of_prompts_Q = _pair_cosines(prompts).mean(axis=0)
+    of_generations = {step: _pair_cosines(of_step[step] - prompts).mean(axis=0) for step in steps}
     return UsageOverRollout(
         num_rollouts=len(ids),
-        prompt=float(_mean_cosine_L(prompts).mean()),
+        prompt=float(of_prompts_Q.mean()),
         steps=steps,
-        cumulative=tuple(float(_mean_cosine_L(of_step[step]).mean()) for step in steps),
-        generated=tuple(float(_mean_cosine_L(of_step[step] - prompts).mean()) for step in steps),
-        last_generated_by_layer=tuple(_mean_cosine_L(of_step[length] - prompts).tolist()),
-        prompt_by_layer=tuple(_mean_cosine_L(prompts).tolist()),
+        cumulative=tuple(float(_pair_cosines(of_step[step]).mean()) for step in steps),
+        generated=tuple(float(of_generations[step].mean()) for step in steps),
+        prompt_begun=tuple(float(_pair_cosines(begun[step]).mean()) if step in begun else None for step in steps),
+        generated_quartiles=tuple(_quartiles(of_generations[step]) for step in steps),
+        kept_order=tuple(_correlation(of_prompts_Q, of_generations[step]) for step in steps),
+        last_generated_by_layer=tuple(_pair_cosines(of_step[length] - prompts).mean(axis=1).tolist()),
+        prompt_by_layer=tuple(_pair_cosines(prompts).mean(axis=1).tolist()),
     )
 
 
@@ -118,11 +131,20 @@ def _cumulative_visits(ids_SLK: NDArray[np.unsignedinteger], num_experts: int) -
     return np.concatenate([np.zeros_like(visits_SLE[:1]), np.cumsum(visits_SLE, axis=0)])
 
 
-def _mean_cosine_L(visits_MLE: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean over pairs of the cosine of visits, by layer."""
-    number = len(visits_MLE)
-    means = []
-    for visits_ME in visits_MLE.swapaxes(0, 1):
-        square_MM = cosines(visits_ME.astype(np.float64))
-        means.append((square_MM.sum() - np.trace(square_MM)) / (number * (number - 1)))
-    return np.array(means)
+def _pair_cosines(visits_MLE: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cosine of the visits of every pair, [L, Q]."""
+    first_Q, second_Q = np.triu_indices(len(visits_MLE), k=1)
+    return np.stack(
+        [cosines(visits_ME.astype(np.float64))[first_Q, second_Q] for visits_ME in visits_MLE.swapaxes(0, 1)]
+    )
+
+
+def _quartiles(values_Q: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values_Q, [0.25, 0.75])
+    return float(low), float(high)
+
+
+def _correlation(x_Q: NDArray[np.float64], y_Q: NDArray[np.float64]) -> float | None:
+    if len(x_Q) < 2 or min(x_Q.std(), y_Q.std()) < 1e-12:
+        return None
+    return float(np.corrcoef(x_Q, y_Q)[0, 1])

@@ -111,14 +111,15 @@ def overlap_of_trajectories(
         usage_ME: share of the visits of each expert.
         problems: that each text answers.
         authors: of each text.
-        num_resamples: of the bootstrap over texts.
+        num_resamples: of the bootstrap over problems, on each of which texts depend on one another.
         seed: of the bootstrap.
 
     Returns:
         Means over pairs, by `same problem, same author` and so on.
     """
     jaccard_MM = _jaccards(top_p_sets(usage_ME))
-    counts_RM = _resamples(len(problems), num_resamples, seed)
+    _, problem_M = np.unique(problems, return_inverse=True)
+    counts_RM = _resamples(int(problem_M.max()) + 1, num_resamples, seed)[:, problem_M]
     is_same = {}
     for name, labels in (("problem", problems), ("author", authors)):
         names = np.array(labels)
@@ -142,7 +143,7 @@ def similarities(
     return {
         "pooled_full": cosines(pooled_MD),
         "pooled_row": cosines(row_MR),
-        "pooled_null": cosines(null_MD),
+        "pooled_null": cosines(null_MD, 1e-6 * float(np.linalg.norm(pooled_MD, axis=1).max())),
         "usage_cosine": cosines(usage_ME),
         "top_p_jaccard": _jaccards(top_p_sets(usage_ME)),
         "mask_overlap": num_experts_per_tok * (usage_ME @ usage_ME.T).astype(np.float64),
@@ -160,11 +161,11 @@ def top_p_sets(usage_ME: NDArray[np.floating], p: float = TOP_P) -> NDArray[np.b
     return sets_ME
 
 
-def cosines(vectors: NDArray[np.floating]) -> _Square:
-    """Cosines of all pairs of rows; 0 where one is zero."""
+def cosines(vectors: NDArray[np.floating], least: float = 0.0) -> _Square:
+    """Cosines of all pairs of rows; 0 where one is shorter than `least`, which is rounding."""
     vectors = vectors.astype(np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    scaled = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > least)
     return scaled @ scaled.T
 
 

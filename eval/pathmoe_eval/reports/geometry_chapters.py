@@ -8,8 +8,11 @@ from typing import Any
 from pathmoe_eval.reports.geometry_figures import (
     agreement_figure,
     alignment_figure,
+    block_figure,
     explained_figure,
+    logit_distance_figure,
     overlap_figure,
+    pooled_figure,
     probe_figure,
     same_token_figure,
     sequence_correlation_figure,
@@ -55,7 +58,7 @@ def _routers(layers: Sequence[Section]) -> Table:
     rows: list[list[Cell]] = []
     for layer in layers:
         bound, shared = layer["token_pairs"]["bound"], layer["shared_direction"]
-        violations = UNDEFINED if bound is None else count(bound["violations_row"] + bound["violations_full"])
+        violations = UNDEFINED if bound is None else count(bound["violations_row"] + bound["violations_below"])
         rows.append(
             [str(layer["layer"]), layer["kind"], f"{layer['visible_dimensions']:,} of {layer['hidden_size']:,}",
              violations, percent(shared["state_energy"]), percent(shared["logit_energy"]),
@@ -81,6 +84,13 @@ def _token_panels(layers: Sequence[Section], middle: Section, tokens: int) -> li
             reading=f"Share of the variance of expert overlap over {pairs:,} pairs of tokens that the distance of "
             "their states explains, in each space, whatever the form of the dependence; logits are what the best space "
             "could explain.",
+            num_tokens=tokens,
+        ),
+        Panel(
+            title=f"Logits over states, layer {middle['layer']}",
+            figure=logit_distance_figure(middle),
+            reading="Distance of the logits of two tokens over that of their states: means over bins of equally many "
+            "pairs. Dotted: between what Proposition 1 allows in the row space.",
             num_tokens=tokens,
         ),
         Panel(
@@ -119,13 +129,27 @@ def _sequence_panels(layers: Sequence[Section], tokens: int) -> list[Panel]:
         Panel(
             title="Usage of experts by pairs of sequences",
             figure=sequence_figure(layers, "usage_cosine", "cosine of visit shares"),
-            reading=f"Cosine of the shares of visits of each expert, mean over pairs of {number:,} sequences.",
+            reading=f"Cosine of the shares of visits of each expert, mean over pairs of {number:,} sequences, with 95% "
+            "intervals over the draw of sequences.",
             num_tokens=tokens,
         ),
         Panel(
             title="Experts that hold 0.8 of the visits",
             figure=sequence_figure(layers, "top_p_jaccard", "Jaccard"),
             reading="Jaccard of the fewest experts that hold 0.8 of a sequence's visits, mean over pairs.",
+            num_tokens=tokens,
+        ),
+        Panel(
+            title="Experts that two tokens of them have in common",
+            figure=sequence_figure(layers, "mask_overlap", "share of experts"),
+            reading="Of a token of one sequence and a token of the other, mean over pairs.",
+            num_tokens=tokens,
+        ),
+        Panel(
+            title="How alike mean states are",
+            figure=pooled_figure(layers),
+            reading="Cosine of the mean states of pairs of sequences, in each space; of different domains, where there "
+            "are some.",
             num_tokens=tokens,
         ),
         Panel(
@@ -174,7 +198,8 @@ def _direction_panels(layers: Sequence[Section], middle: Section, tokens: int) -
             Panel(
                 title=f"States cut to their first directions, layer {middle['layer']}",
                 figure=truncation_figure(middle),
-                reading="Share of tokens whose expert of a rank is the one of the whole state.",
+                reading="Share of tokens whose expert of a rank is the one of the whole state. Grey: the "
+                "expert that is most often of that rank, for all tokens.",
                 num_tokens=tokens,
             )
         )
@@ -196,16 +221,28 @@ def _probe_panels(layers: Sequence[Section]) -> list[Panel]:
     ]
 
 
-def _drift_panels(pairs: Sequence[Section], tokens: int) -> list[Panel]:
+def _drift_panels(drift: Sequence[Section], tokens: int) -> list[Panel]:
+    pairs = [pair for pair in drift if pair["second_layer"] == pair["first_layer"] + 1]
     if not pairs:
         return []
+    longer = {pair["first_layer"] for pair in drift if pair not in pairs}
+    of_blocks = [pair for pair in drift if pair["first_layer"] in longer and pair["shares_router"]]
+    along_blocks = [
+        Panel(
+            title="Along a block",
+            figure=block_figure(of_blocks),
+            reading="Share of tokens whose highest logit is of the same expert in the first layer of a block and in a "
+            "later one that shares its router, and what is predicted of it.",
+            num_tokens=tokens,
+        )
+    ]
     return [
         Panel(
             title="Agreement from geometry alone",
             figure=agreement_figure(pairs),
-            reading="Share of tokens whose highest logit is of the same expert in both layers. Predicted: each token "
-            "takes the step in logits of another token. Between routers that are not shared indices are names, and "
-            "nothing is predicted.",
+            reading="Share of tokens whose highest logit is of the same expert in both layers. Predicted: logits keep "
+            "a share of themselves, and each token has what another one takes up. Between routers that are not shared "
+            "indices are names, and nothing is predicted.",
             num_tokens=tokens,
         ),
         Panel(
@@ -222,4 +259,5 @@ def _drift_panels(pairs: Sequence[Section], tokens: int) -> list[Panel]:
             "principal components (90% of the variance) of both layers' states in the first one's row space.",
             num_tokens=tokens,
         ),
+        *(along_blocks if of_blocks else []),
     ]

@@ -12,7 +12,7 @@ from pathmoe_eval.reports.figure_style import CHANCE, line_figure, new_figure
 Section = Mapping[str, Any]
 
 SPACES = {"full": "whole space", "row": "row space of the router", "null": "its null space"}
-PARTS = {"control": "control (row space)", "content": "content (null space)", "full": "the whole state"}
+PARTS = {"control": "control (row space)", "content": "content (null space)"}
 
 
 def explained_figure(layers: Sequence[Section]) -> go.Figure:
@@ -25,11 +25,27 @@ def explained_figure(layers: Sequence[Section]) -> go.Figure:
 
 def overlap_figure(layer: Section) -> go.Figure:
     """Overlap of experts over the distance of states, in each space, of one layer."""
-    figure = new_figure("RMS distance of hidden states", "share of experts in common")
+    return _over_distance(layer, 1, "share of experts in common")
+
+
+def logit_distance_figure(layer: Section) -> go.Figure:
+    """Distance of logits over that of states, in each space, of one layer, with the most that Proposition 1 allows."""
+    figure = _over_distance(layer, 2, "RMS distance of router logits")
+    bound = layer["token_pairs"]["bound"]
+    if bound is not None:
+        furthest = max(point[0] for point in layer["token_pairs"]["explained"]["curve"]["row"])
+        gains = {"most in the row space": bound["largest_gain"], "least": bound["smallest_gain"]}
+        for name, gain in gains.items():
+            figure.add_scatter(x=[0, furthest], y=[0, gain * furthest], name=name, mode="lines", line=CHANCE)
+    return figure
+
+
+def _over_distance(layer: Section, column: int, title: str) -> go.Figure:
+    figure = new_figure("RMS distance of hidden states", title)
     for space, name in SPACES.items():
         points = layer["token_pairs"]["explained"]["curve"][space]
         figure.add_scatter(
-            x=[distance for distance, _ in points], y=[overlap for _, overlap in points], name=name, mode="lines"
+            x=[point[0] for point in points], y=[point[column] for point in points], name=name, mode="lines"
         )
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -64,28 +80,50 @@ def same_token_figure(layers: Sequence[Section]) -> go.Figure:
 
 def sequence_figure(layers: Sequence[Section], measure: str, title: str) -> go.Figure:
     """A similarity of pairs of sequences within and across domains, by layer."""
-    observed = {
-        where: [layer["sequences"][where][measure]["value"] for layer in layers] for where in ("within", "across")
+    means = {
+        f"{where} domains": [layer["sequences"][where][measure] for layer in layers] for where in ("within", "across")
     }
-    named = {f"{where} domains": values for where, values in observed.items() if any(v is not None for v in values)}
-    return line_figure(_names(layers), named, {}, "MoE layer", title)
+    return _means_figure(layers, means, title)
+
+
+def pooled_figure(layers: Sequence[Section]) -> go.Figure:
+    """Cosine of mean states of pairs of sequences, of any domains where there are none across, by space and layer."""
+    where = "across" if layers[0]["sequences"]["across"]["pooled_full"]["value"] is not None else "within"
+    means = {name: [layer["sequences"][where][f"pooled_{space}"] for layer in layers] for space, name in SPACES.items()}
+    return _means_figure(layers, means, "cosine of mean states")
+
+
+def _means_figure(layers: Sequence[Section], means: Mapping[str, Sequence[Section]], title: str) -> go.Figure:
+    """Means over pairs with their intervals, by layer; a line without a value is left out."""
+    there = {name: of_one for name, of_one in means.items() if any(mean["value"] is not None for mean in of_one)}
+    figure = line_figure(
+        _names(layers), {name: [mean["value"] for mean in of_one] for name, of_one in there.items()}, {}, "MoE layer",
+        title,
+    )  # fmt: skip
+    for trace, of_one in zip(figure.data, there.values(), strict=True):
+        values = [mean["value"] or 0.0 for mean in of_one]
+        ends = [mean["interval"] or (value, value) for mean, value in zip(of_one, values, strict=True)]
+        trace.error_y = {
+            "array": [high - value for (_, high), value in zip(ends, values, strict=True)],
+            "arrayminus": [value - low for (low, _), value in zip(ends, values, strict=True)],
+            "thickness": 1.2,
+        }
+    return figure
 
 
 def sequence_correlation_figure(layers: Sequence[Section]) -> go.Figure:
     """Correlation of the cosine of mean states with that of expert usage, by layer and space."""
-    observed = {
-        name: [layer["sequences"]["correlation"][f"pooled_{space}"]["value"] for layer in layers]
+    means = {
+        name: [layer["sequences"]["correlation"][f"pooled_{space}"] for layer in layers]
         for space, name in SPACES.items()
     }
-    return line_figure(_names(layers), observed, {}, "MoE layer", "correlation with usage")
+    return _means_figure(layers, means, "correlation with usage")
 
 
 def trajectory_figure(layers: Sequence[Section]) -> go.Figure:
     """Jaccard of the experts of pairs of texts, by problem and author, over layers."""
-    names = layers[0]["trajectories"]
-    observed = {name: [layer["trajectories"][name]["value"] for layer in layers] for name in names}
-    there = {name: values for name, values in observed.items() if any(value is not None for value in values)}
-    return line_figure(_names(layers), there, {}, "MoE layer", "Jaccard")
+    means = {name: [layer["trajectories"][name] for layer in layers] for name in layers[0]["trajectories"]}
+    return _means_figure(layers, means, "Jaccard")
 
 
 def shared_direction_figure(layers: Sequence[Section]) -> go.Figure:
@@ -133,6 +171,9 @@ def truncation_figure(layer: Section) -> go.Figure:
     figure = new_figure("singular directions kept", "share of tokens with the same expert")
     for rank, of_rank in enumerate(zip(*found["agreement"], strict=True), start=1):
         figure.add_scatter(x=found["kept"], y=list(of_rank), name=f"rank {rank}", mode="lines+markers")
+    ends = [found["kept"][0], found["kept"][-1]]
+    for rank, null in enumerate(found["agreement_null"], start=1):
+        figure.add_scatter(x=ends, y=[null, null], name=f"rank {rank} by chance", mode="lines", line=CHANCE)
     figure.update_xaxes(type="log")
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -176,6 +217,24 @@ def subspace_figure(pairs: Sequence[Section]) -> go.Figure:
         "MoE layers",
         "mean squared cosine",
     )
+
+
+def block_figure(pairs: Sequence[Section]) -> go.Figure:
+    """Agreement of the first layer of each block with its later ones, measured and predicted, over their distance."""
+    figure = new_figure("layers from the first of the block", "share of tokens")
+    for first in sorted({pair["first_layer"] for pair in pairs}):
+        of_block = [pair for pair in pairs if pair["first_layer"] == first]
+        distances = [pair["second_layer"] - first for pair in of_block]
+        for name, key, dash in (("measured", "agreement", "solid"), ("predicted", "predicted_agreement", "dash")):
+            figure.add_scatter(
+                x=distances, y=[pair[key] for pair in of_block], name=f"from layer {first}, {name}",
+                mode="lines+markers", line={"dash": dash},
+            )  # fmt: skip
+        nulls = [pair["agreement_null"] for pair in of_block]
+        figure.add_scatter(x=distances, y=nulls, name=f"from layer {first}, by chance", mode="lines", line=CHANCE)
+    figure.update_xaxes(dtick=1)
+    figure.update_yaxes(rangemode="tozero")
+    return figure
 
 
 def _names(layers: Sequence[Section]) -> list[int]:

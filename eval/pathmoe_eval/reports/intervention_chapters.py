@@ -101,9 +101,13 @@ def _rollout_panels(rollouts: Section, generated: int) -> list[Panel]:
     steps = rollouts["steps"]
     for name, key in (("prompt and generation", "cumulative"), ("generation alone", "generated")):
         figure.add_scatter(x=steps, y=rollouts[key], name=name, mode="lines+markers")
-    figure.add_scatter(
-        x=[steps[0], steps[-1]], y=[rollouts["prompt"]] * 2, name="prompts alone", mode="lines", line=CHANCE
-    )
+    ends = list(zip(rollouts["generated_quartiles"], rollouts["generated"], strict=True))
+    figure.data[-1].error_y = {
+        "array": [high - value for (_, high), value in ends],
+        "arrayminus": [value - low for (low, _), value in ends],
+        "thickness": 1.2,
+    }
+    figure.add_scatter(x=steps, y=rollouts["prompt_begun"], name="as much of the prompts", mode="lines", line=CHANCE)
     figure.update_xaxes(type="log")
     figure.update_yaxes(rangemode="tozero")
     layers = list(range(len(rollouts["prompt_by_layer"])))
@@ -112,7 +116,19 @@ def _rollout_panels(rollouts: Section, generated: int) -> list[Panel]:
             title="Usage of pairs over generation",
             figure=figure,
             reading=f"Cosine of the expert usage of pairs of {rollouts['num_rollouts']} rollouts, mean over pairs and "
-            "layers.",
+            "layers; bars are quartiles over pairs. Few tokens scatter, so that any cosine rises with their number.",
+            num_tokens=generated,
+        ),
+        Panel(
+            title="Do prompts tell which pairs stay alike?",
+            figure=line_figure(
+                [str(step) for step in steps],
+                {"correlation": rollouts["kept_order"]},
+                {"nothing to tell": [0.0] * len(steps)},
+                "generated tokens",
+                "correlation over pairs",
+            ),
+            reading="Correlation over pairs of the cosine of their prompts' usage with that of what was generated.",
             num_tokens=generated,
         ),
         Panel(
@@ -143,7 +159,8 @@ def _pruning_panel(pruning: Sequence[Section], tokens: int) -> Panel:
     return Panel(
         title="Loss of a pruned model",
         figure=figure,
-        reading=f"Each pruned layer keeps the {pruning[0]['num_kept']} experts that prompts use most. Without pruning, "
+        reading=f"Each pruned layer keeps the {pruning[0]['num_kept']} experts that prompts of other documents use "
+        "most. Without pruning, "
         f"nats a token: {losses}.",
         num_tokens=tokens,
     )

@@ -52,7 +52,7 @@ GEOMETRY_FIGURES = (
     Figure(key="usage_by_full", name="usage by whole states", place="pairs.usage_by_full", form=ratio),
     Figure(
         key="expert_control", name="expert from control", place="probes.expert_control", form=percent,
-        note="accuracy of a linear probe of what the router sees (control), of the rest (content), and of as many "
+        note="accuracy of a logistic probe of what the router sees (control), of the rest (content), and of as many "
         "random directions as control has",
     ),
     Figure(key="expert_content", name="from content", place="probes.expert_content", form=percent),
@@ -78,11 +78,15 @@ GEOMETRY_FIGURES = (
     ),
     Figure(
         key="predicted_agreement", name="predicted", place="steps.predicted_agreement", form=percent,
-        note="the same where each token takes the step of another one",
+        note="the same where logits keep a share of themselves and each token takes the rest of another one",
     ),
     Figure(
         key="prediction_error", name="error of prediction", place="steps.prediction_error", form=percent,
         note=f"mean absolute difference of the two {_SHARED}",
+    ),
+    Figure(
+        key="retained", name="logits retained", place="steps.retained", form=ratio,
+        note=f"slope of a layer's logits on those of the one before it, {_SHARED}",
     ),
     Figure(key="shared_agreement_null", name="within blocks by chance", place="steps.agreement_null", form=percent),
 )  # fmt: skip

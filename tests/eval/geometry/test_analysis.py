@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pathmoe_eval.geometry.analysis import GeometryOptions, analyse_geometry
+from pathmoe_eval.geometry.analysis import GeometryOptions, alternating, analyse_geometry
 from pathmoe_eval.geometry.router_map import router_maps
 from pathmoe_eval.geometry.state_files import record_states
 from pathmoe_eval.traces.moe_layers import moe_layers
@@ -32,7 +32,8 @@ def test_linear_routers_have_every_part_and_keep_the_bound(name: str, build_moe:
     model, found = section_of(name, build_moe, tmp_path / "states")
     assert found["num_tokens"] == 103
     assert [one["layer"] for one in found["layers"]] == list(range(len(moe_layers(model))))
-    assert [one["first_layer"] for one in found["drift"]] == list(range(len(moe_layers(model)) - 1))
+    neighbours = [one for one in found["drift"] if one["second_layer"] == one["first_layer"] + 1]
+    assert [one["first_layer"] for one in neighbours] == list(range(len(moe_layers(model)) - 1))
     for one in found["layers"]:
         assert {"shared_direction", "token_pairs", "sequences", "alignment", "truncation", "probes"} < one.keys()
         assert (one["kind"], one["hidden_size"], one["visible_dimensions"]) == ("linear", 32, 5)
@@ -42,7 +43,7 @@ def test_linear_routers_have_every_part_and_keep_the_bound(name: str, build_moe:
         assert set(one["probes"]["accuracy"]) == {"expert", "token", "next expert"} or one is found["layers"][-1]
         assert one["sequences"]["domains"] == ("a", "b")
     if name == "path_b4":
-        shared = [one["shares_router"] for one in found["drift"]]
+        shared = [one["shares_router"] for one in neighbours]
         assert shared == [True, True, True, False, True, True, True, False]
         assert all((one["router_overlap"] > 1 - 1e-9) == one["shares_router"] for one in found["drift"])
 
@@ -80,3 +81,37 @@ def test_layers_that_follow_are_left_out(build_moe: BuildMoE, tmp_path: Path) ->
 def test_numbers_out_of_range_are_one_line(field: str) -> None:
     with pytest.raises(ValueError, match=rf"^--{field} \(-1\) must be at least \d+; raise it$"):
         GeometryOptions(**{field: -1})
+
+
+def test_blocks_are_followed_from_their_first_layer(build_moe: BuildMoE, tmp_path: Path) -> None:
+    _, found = section_of("path_b4", build_moe, tmp_path / "states")
+    pairs = [(one["first_layer"], one["second_layer"]) for one in found["drift"]]
+    neighbours = [(layer, layer + 1) for layer in range(8)]
+    assert sorted(pairs) == sorted([*neighbours, (0, 2), (0, 3), (4, 6), (4, 7)])
+    _, found = section_of("olmoe", build_moe, tmp_path / "others")
+    assert all(one["second_layer"] == one["first_layer"] + 1 for one in found["drift"])
+
+
+def test_every_other_document_of_a_domain() -> None:
+    assert alternating(["a", "b", "a", "b", "a", "b"]).tolist() == [True, False, False, True, True, False]
+    halves = alternating(["a"] * 5 + ["b"] * 4)
+    assert halves.sum() == 5 and halves[5:].sum() == 2
+
+
+def test_layers_that_decide_nothing_alone_are_refused(build_moe: BuildMoE, tmp_path: Path) -> None:
+    model = build_moe("mono_b8")
+    files = record_states(
+        SimpleNamespace(model=model), documents_of([30, 25]), [1, 2], tmp_path / "states", max_length=16, stride=8
+    )
+    index = [layer.router_index for layer in moe_layers(model)]
+    with pytest.raises(ValueError) as error:
+        analyse_geometry(files, router_maps(model), index, 1e-7, OPTIONS)
+    assert str(error.value) == (
+        "--layers ([1, 2]) must name one that decides itself, and these take over the decision of an earlier one; "
+        "choose among [0, 8]"
+    )
+
+
+def test_a_decision_that_is_taken_over_is_not_probed_twice(build_moe: BuildMoE, tmp_path: Path) -> None:
+    _, found = section_of("mono_b8", build_moe, tmp_path / "states")
+    assert [set(one["probes"]["accuracy"]) for one in found["layers"]] == [{"expert", "token"}] * 2

@@ -63,10 +63,35 @@ def test_steps_that_know_nothing_of_the_token_are_predicted() -> None:
     assert found.agreement_null + 0.1 < found.agreement < 0.9
 
 
-def test_steps_that_strengthen_the_choice_agree_more_than_predicted() -> None:
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.8])
+def test_states_that_keep_their_size_are_predicted(kept: float) -> None:
+    states_ND = RNG.normal(size=(20_000, 8))
+    following_ND = kept * states_ND + np.sqrt(1 - kept**2) * RNG.normal(size=states_ND.shape)
+    found = drift_of(states_ND, following_ND - states_ND)
+    assert found.predicted_agreement == pytest.approx(found.agreement, abs=0.015)
+    assert found.retained == pytest.approx(kept, abs=0.02)
+
+
+def test_growing_states_are_predicted() -> None:
+    found = drift_of(RNG.normal(size=(5000, 8)), 0.8 * RNG.normal(size=(5000, 8)))
+    assert found.retained == pytest.approx(1.0, abs=0.05)
     states_ND = RNG.normal(size=(5000, 8))
     found = drift_of(states_ND, 0.8 * states_ND)
-    assert found.agreement == 1.0 and found.predicted_agreement is not None and found.predicted_agreement < 0.8
+    assert (found.agreement, found.predicted_agreement) == (1.0, 1.0) and found.retained == pytest.approx(1.8)
+
+
+def test_steps_that_know_of_the_choice_agree_more_than_predicted() -> None:
+    states_ND = RNG.normal(size=(5000, 8))
+    chosen_N = (states_ND @ WEIGHT.T).argmax(axis=1)
+    noise_ND = RNG.normal(size=states_ND.shape)
+    found = drift_of(states_ND, WEIGHT[chosen_N] + noise_ND)
+    assert found.predicted_agreement is not None and found.agreement > found.predicted_agreement + 0.05
+
+
+def test_states_that_do_not_differ_have_no_spread() -> None:
+    found = drift_of(np.ones((20, 8)), np.full((20, 8), 0.5))
+    assert (found.step_row, found.step_row_common, found.step_null) == (None, None, None)
+    assert found.agreement == found.predicted_agreement
 
 
 def test_routers_that_see_other_things_do_not_overlap() -> None:

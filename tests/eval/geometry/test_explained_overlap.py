@@ -29,7 +29,7 @@ def test_what_the_row_space_decides_is_explained_by_it_alone() -> None:
     assert found.share["null"] == pytest.approx(0, abs=0.01)
     assert 0.01 < found.share["full"] < 0.5
     assert found.mean_overlap == pytest.approx(0.5, abs=0.02)
-    distances, overlaps = zip(*found.curve["row"], strict=True)
+    distances, overlaps, _ = zip(*found.curve["row"], strict=True)
     assert list(distances) == sorted(distances) and overlaps[0] == 1 and overlaps[-1] == 0
 
 

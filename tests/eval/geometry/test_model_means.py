@@ -34,19 +34,20 @@ def test_layers_are_averaged(section: dict[str, Any]) -> None:
 
 
 def test_agreement_is_of_layers_that_share_a_router(section: dict[str, Any]) -> None:
-    within = [step for step in section["drift"] if step["shares_router"]]
-    assert len(within) < len(section["drift"])
+    neighbours = [step for step in section["drift"] if step["second_layer"] == step["first_layer"] + 1]
+    within = [step for step in neighbours if step["shares_router"]]
+    assert len(within) < len(neighbours) < len(section["drift"])
     steps = model_means(section)["steps"]
     errors = [abs(step["agreement"] - step["predicted_agreement"]) for step in within]
     assert steps["prediction_error"] == pytest.approx(math.fsum(errors) / len(errors))
     assert steps["agreement"] == pytest.approx(math.fsum(step["agreement"] for step in within) / len(within))
-    every = [step["step_row"] for step in section["drift"]]
+    every = [step["step_row"] for step in neighbours]
     assert steps["step_row"] == pytest.approx(math.fsum(every) / len(every))
 
 
 def test_violations_are_counted(section: dict[str, Any]) -> None:
     assert model_means(section)["pairs"]["violations"] == 0
-    section["layers"][1]["token_pairs"]["bound"]["violations_full"] = 3
+    section["layers"][1]["token_pairs"]["bound"]["violations_row"] = 3
     section["layers"][2]["token_pairs"]["bound"]["violations_below"] = 2
     assert model_means(section)["pairs"]["violations"] == 5
 

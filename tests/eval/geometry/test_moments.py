@@ -25,7 +25,8 @@ def test_they_are_those_of_all_states(num_tokens: int, size: int, chunks: int, s
     found = singular_directions(moments_of(states_ND, chunks))
     _, values, directions = np.linalg.svd(states_ND, full_matrices=False)
     kept = len(found.values_V)
-    assert kept == (values > 1e-6 * values[0]).sum()
+    # A Gram matrix squares singular values, and with them rounding.
+    assert kept == (values**2 > size * np.finfo(float).eps * values[0] ** 2).sum()
     assert found.values_V == pytest.approx(values[:kept], rel=1e-5)
     assert found.energy_share_V == pytest.approx(values[:kept] ** 2 / (values**2).sum(), rel=1e-4)
     # Of either sign.
@@ -65,3 +66,11 @@ def test_wrong_states_are_refused(states: NDArray[np.float64], line: str) -> Non
 def test_directions_are_orthonormal() -> None:
     found: SingularDirections = singular_directions(moments_of(np.random.default_rng(0).normal(size=(50, 6))))
     assert found.directions_VD @ found.directions_VD.T == pytest.approx(np.eye(6), abs=1e-12)
+
+
+def test_single_precision_invents_no_direction() -> None:
+    rng = np.random.default_rng(1)
+    few_ND = rng.normal(size=(20, 64)).astype(np.float32)
+    assert len(singular_directions(moments_of(few_ND)).values_V) == 20
+    falling_ND = (rng.normal(size=(500, 64)) * np.geomspace(1, 1e-4, 64)).astype(np.float32)
+    assert len(singular_directions(moments_of(falling_ND)).values_V) == 64

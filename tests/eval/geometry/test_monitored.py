@@ -22,33 +22,34 @@ BATCHES = torch.arange(2, 38).view(3, 2, 6)
 @pytest.mark.parametrize("name", ["path_b4", "mono_b8", "x_moe", "recurrent"])
 def test_figures_are_those_of_all_states(name: str, build_moe: BuildMoE) -> None:
     model = build_moe(name)
-    sums = GeometrySums(9, 32)
+    routers = router_maps(model)
+    sums = GeometrySums(routers, 32)
     with torch.no_grad(), sums.recording(model), StateRecorder(model, range(9)) as recorder:
         for batch in BATCHES:
             model(input_ids=batch)
     states = recorder.take().states
-    routers = router_maps(model)
-    found = sums.figures(routers)
+    found = sums.figures()
     layers = [layer for layer, router in enumerate(routers) if router is not None]
     assert len(found["shared_state_energy"]) == len(layers)
     assert ("alignment" in found) == ("shared_logit_energy" in found) == (name != "recurrent")
-    for place, layer in enumerate(layers):
+    for layer in layers:
         router, directions = routers[layer], singular_directions(moments_of(states[layer]))
         assert router is not None
         shared = shared_direction(directions, router.centred_ED)
-        assert found["shared_state_energy"][place] == pytest.approx(shared.state_energy, rel=1e-4)
+        assert found["shared_state_energy"][layer] == pytest.approx(shared.state_energy, rel=1e-4)
         if router.centred_ED is not None:
             aligned = alignment(directions, router.centred_ED, 36)
             assert aligned is not None and shared.logit_energy is not None
-            assert found["shared_logit_energy"][place] == pytest.approx(shared.logit_energy, rel=1e-3)
-            assert found["alignment"][place] == pytest.approx(aligned.total, rel=1e-4)
+            assert found["shared_logit_energy"][layer] == pytest.approx(shared.logit_energy, rel=1e-3)
+            assert found["alignment"][layer] == pytest.approx(aligned.total, rel=1e-4)
 
 
 def test_parts_add_up_and_no_hook_is_left(build_moe: BuildMoE) -> None:
     model = build_moe("path_b4")
     hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
-    parts = [GeometrySums(9, 32) for _ in BATCHES]
-    whole = GeometrySums(9, 32)
+    routers = router_maps(model)
+    parts = [GeometrySums(routers, 32) for _ in BATCHES]
+    whole = GeometrySums(routers, 32)
     with torch.no_grad():
         for part, batch in zip(parts, BATCHES, strict=True):
             with part.recording(model), whole.recording(model):
@@ -56,7 +57,17 @@ def test_parts_add_up_and_no_hook_is_left(build_moe: BuildMoE) -> None:
     merged = copy.deepcopy(parts[0])
     for part in parts[1:]:
         merged.merge(part)
-    for one, other in zip(merged.moments, whole.moments, strict=True):
+    for one, other in zip(merged.moments.values(), whole.moments.values(), strict=True):
         assert one.num_tokens == other.num_tokens == 36
         assert np.allclose(one.gram_DD, other.gram_DD, rtol=1e-9)
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == hooks
+
+
+def test_states_that_are_not_finite_end_nothing(build_moe: BuildMoE) -> None:
+    model = build_moe("path_b4")
+    sums = GeometrySums(router_maps(model), 32)
+    torch.nn.init.constant_(model.model.embed_tokens.weight, torch.nan)
+    with torch.no_grad(), sums.recording(model):
+        model(input_ids=BATCHES[0])
+    found = sums.figures()
+    assert len(found) == 3 and all(np.isnan(list(of_layers.values())).all() for of_layers in found.values())

@@ -51,10 +51,31 @@ def test_similarities_are_cosines_of_visits(num: int, length: int, num_layers: i
         alone = [one[prompt : prompt + step] for one, prompt in zip(ids, prompts, strict=True)]
         assert found.cumulative[place] == pytest.approx(over_layers(whole))
         assert found.generated[place] == pytest.approx(over_layers(alone))
+        if step <= min(prompts):
+            assert found.prompt_begun[place] == pytest.approx(over_layers([one[:step] for one in ids]))
+        else:
+            assert found.prompt_begun[place] is None
+        low, high = found.generated_quartiles[place]
+        assert low <= high and (num > 2 or low == pytest.approx(found.generated[place]))
     generated = [one[prompt:] for one, prompt in zip(ids, prompts, strict=True)]
     for layer in range(num_layers):
         assert found.last_generated_by_layer[layer] == pytest.approx(mean_cosine(generated, layer))
         assert found.prompt_by_layer[layer] == pytest.approx(mean_cosine(of_prompts, layer))
+
+
+def test_whether_prompts_tell_which_pairs_stay_alike() -> None:
+    # Two kinds of texts; each keeps to its experts from prompt into generation, or all have the same prompt.
+    rng = np.random.default_rng(0)
+    kinds = [0, 0, 0, 1, 1, 1]
+    ids = [
+        np.stack([rng.integers(3, size=40), rng.integers(3, size=40)], axis=1)[:, :, None] + 3 * kind for kind in kinds
+    ]
+    found = usage_over_rollout(ids, [20] * 6, 6)
+    assert found.kept_order[-1] is not None and found.kept_order[-1] > 0.9
+    for one in ids:
+        one[:20] = ids[0][:20]
+    assert usage_over_rollout(ids, [20] * 6, 6).kept_order == (None,) * 6
+    assert usage_over_rollout(ids[:2], [20] * 2, 6).kept_order == (None,) * 6, "of one pair"
 
 
 def test_rollouts_of_different_lengths_are_refused() -> None:

@@ -51,17 +51,18 @@ def test_several_layers_are_pruned_each_by_its_own_list(build_moe: BuildMoE) -> 
     assert len(set(found.expert_ids_NLK[:, 4].flat)) > 3
 
 
-def test_a_choice_that_a_bias_makes_is_refused(build_moe: BuildMoE) -> None:
-    model = built("deepseek_v3", build_moe)
-    bias = next(buffer for name, buffer in model.named_buffers() if "correction_bias" in name)
-    bias[0] = 5.0
-    with (
-        pruned_experts(model, {0: KEPT}),
-        pytest.raises(
-            ValueError, match="must choose among the 4 experts that are kept, and has chosen another; keep more"
-        ),
-    ):
-        recorded(model, tokens(2, 7))
+@pytest.mark.parametrize("name", ["deepseek_v3", "path_b4"])
+def test_no_bias_of_the_choice_lifts_a_pruned_expert(name: str, build_moe: BuildMoE) -> None:
+    fields = {"router_bias_update_rate": 0.001} if name == "path_b4" else {"n_group": 1}
+    model = build_moe(name, **fields)
+    biases = [bias for name, bias in model.named_buffers() if name.endswith(("selection_bias_E", "correction_bias"))]
+    for bias in biases:
+        bias[0] = 5.0
+    assert biases and set(recorded(model, tokens(2, 7))[0].expert_ids_NLK[:, 0].min(axis=1)) == {0}
+    before = state_of(model)
+    with pruned_experts(model, {0: KEPT}):
+        found, _ = recorded(model, tokens(2, 7))
+    assert set(found.expert_ids_NLK[:, 0].flat) <= set(KEPT) and state_of(model) == before
 
 
 def test_fewer_than_a_token_needs_are_refused(build_moe: BuildMoE) -> None:

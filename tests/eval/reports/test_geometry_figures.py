@@ -7,8 +7,11 @@ import pytest
 from pathmoe_eval.reports.geometry_figures import (
     agreement_figure,
     alignment_figure,
+    block_figure,
     explained_figure,
+    logit_distance_figure,
     overlap_figure,
+    pooled_figure,
     probe_figure,
     same_token_figure,
     sequence_correlation_figure,
@@ -46,6 +49,12 @@ def test_lines_over_layers_are_the_figures_of_layers(layers: list[dict[str, Any]
     for where in ("within", "across"):
         expected = [layer["sequences"][where]["usage_cosine"]["value"] for layer in layers]
         assert usage[f"{where} domains"] == expected
+        (bars,) = [trace.error_y for trace in sequence_figure(layers, "usage_cosine", "").data if where in trace.name]
+        ends = [layer["sequences"][where]["usage_cosine"]["interval"] for layer in layers]
+        for value, interval, up, down in zip(expected, ends, bars.array, bars.arrayminus, strict=True):
+            assert [value - down, value + up] == pytest.approx(interval or [value, value])
+    pooled = lines(pooled_figure(layers))
+    assert pooled["its null space"] == [one["sequences"]["across"]["pooled_null"]["value"] for one in layers]
     correlation = lines(sequence_correlation_figure(layers))
     assert correlation["whole space"] == [one["sequences"]["correlation"]["pooled_full"]["value"] for one in layers]
     shared = lines(shared_direction_figure(layers))
@@ -55,9 +64,14 @@ def test_lines_over_layers_are_the_figures_of_layers(layers: list[dict[str, Any]
 def test_figures_of_one_layer_are_curves(layers: list[dict[str, Any]]) -> None:
     layer = layers[1]
     curve = layer["token_pairs"]["explained"]["curve"]["null"]
-    assert lines(overlap_figure(layer))["its null space"] == [overlap for _, overlap in curve]
+    assert lines(overlap_figure(layer))["its null space"] == [overlap for _, overlap, _ in curve]
+    distances = lines(logit_distance_figure(layer))
+    assert distances["its null space"] == [logits for _, _, logits in curve]
+    furthest = max(point[0] for point in layer["token_pairs"]["explained"]["curve"]["row"])
+    assert distances["most in the row space"][1] == layer["token_pairs"]["bound"]["largest_gain"] * furthest
     assert lines(alignment_figure(layer))["router"] == layer["alignment"]["ratio"]
     truncated = lines(truncation_figure(layer))
+    assert truncated["rank 2 by chance"] == [layer["truncation"]["agreement_null"][1]] * 2
     assert truncated["rank 2"] == [of_kept[1] for of_kept in layer["truncation"]["agreement"]]
 
 
@@ -78,3 +92,13 @@ def test_pairs_of_layers_have_their_names(geometry_section: dict[str, Any]) -> N
     assert lines(figure)["predicted"] == [one["predicted_agreement"] for one in pairs]
     assert lines(step_figure(pairs))["not seen"] == [one["step_null"] for one in pairs]
     assert lines(subspace_figure(pairs))["routers by chance"] == [one["router_overlap_null"] for one in pairs]
+
+
+def test_a_block_is_followed_from_its_first_layer() -> None:
+    step = {"agreement_null": 0.1, "predicted_agreement": 0.5}
+    pairs = [
+        step | {"first_layer": 4, "second_layer": 5, "agreement": 0.9},
+        step | {"first_layer": 4, "second_layer": 6, "agreement": 0.7},
+    ]
+    figure = block_figure(pairs)
+    assert lines(figure)["from layer 4, measured"] == [0.9, 0.7] and list(figure.data[0].x) == [1, 2]

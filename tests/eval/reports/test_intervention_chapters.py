@@ -36,13 +36,15 @@ def test_inputs_are_rows_of_means_over_layers(section: dict[str, Any]) -> None:
 def test_lines_are_those_of_the_section(section: dict[str, Any]) -> None:
     panels = [part for chapter in intervention_chapters(section) for part in chapter.parts if isinstance(part, Panel)]
     assert [panel.title for panel in panels] == [
-        "Confidence by layer", "Shared direction by layer", "Usage of pairs over generation", "Usage of pairs by layer",
-        "Loss of a pruned model",
+        "Confidence by layer", "Shared direction by layer", "Usage of pairs over generation",
+        "Do prompts tell which pairs stay alike?", "Usage of pairs by layer", "Loss of a pruned model",
     ]  # fmt: skip
-    confidence, _, usage, _, pruned = ({trace.name: list(trace.y) for trace in panel.figure.data} for panel in panels)
+    confidence, _, usage, _, _, pruned = (
+        {trace.name: list(trace.y) for trace in panel.figure.data} for panel in panels
+    )
     assert list(confidence) == ["x1", "x3", "shuffled", "reversed"]
     assert confidence["x3"] == [layer["confidence"] for layer in section["inputs"][2]["layers"]]
     assert usage["generation alone"] == section["rollouts"]["generated"]
-    assert usage["prompts alone"] == [section["rollouts"]["prompt"]] * 2
+    assert usage["as much of the prompts"] == section["rollouts"]["prompt_begun"]
     assert pruned["prompts"] == [one["rise_percent"]["prompt"] for one in section["pruning"]]
     assert "keeps the 3 experts" in panels[-1].reading
