@@ -212,8 +212,8 @@ def _probe_panels(layers: Sequence[Section]) -> list[Panel]:
         Panel(
             title=f"Probes for {name}",
             figure=probe_figure(of_class, key),
-            reading="Accuracy of linear probes of parts of the state, on documents that they were not fitted to. Grey: "
-            "as many random directions as the router sees, and the most frequent class. Tested on",
+            reading="Accuracy of logistic probes of parts of the state, on documents that they were not fitted to. "
+            "Grey: as many random directions as the router sees, and the most frequent class. Tested on",
             num_tokens=of_class[0]["probes"]["num_tokens"][key],
         )
         for key, name in _PROBED.items()

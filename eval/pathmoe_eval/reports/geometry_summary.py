@@ -1,6 +1,10 @@
-"""The figures of the geometry of routers that a reader looks for first: means over layers."""
+"""The figures of the geometry of routers, and of interventions, that a reader looks for first: means over layers."""
 
 from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
 
 from pathmoe_eval.geometry.model_means import model_means
 from pathmoe_eval.reports.number_format import count, percent, ratio
@@ -46,3 +50,62 @@ def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     }  # fmt: skip
     tokens = section["num_tokens"]
     return [SummaryRow(*row, tokens) for name, row in rows.items() if means[name] is not None]
+
+
+def intervention_rows(section: Section, ends: Ends) -> list[SummaryRow]:
+    """Of the section that `measure_interventions` gives."""
+    inputs = {one["name"]: one["layers"] for one in section["inputs"]}
+    repeated = [name for name in inputs if name.startswith("x")][-1]
+    tokens = section["num_sequences"] * section["prompt_tokens"]
+    rows = []
+    for name, form, figure in (
+        ("Confidence", percent, "confidence"), ("Alignment", ratio, "alignment"),
+        ("Shared direction in states", percent, "state_energy"),
+    ):  # fmt: skip
+        values = {kind: form(over_layers(layers, figure)) for kind, layers in inputs.items()}
+        beside = f"{values['shuffled']} shuffled, {values['reversed']} reversed, {values[repeated]} of {repeated}"
+        rows.append(SummaryRow(f"{name}, inputs as they are", values["x1"], beside, tokens))
+    for where in ("within", "across"):
+        once, often = (over_layers(inputs[kind], f"usage_{where}", "value") for kind in ("x1", repeated))
+        if often is not None:
+            name = f"Usage {where} domains, inputs {repeated}"
+            rows.append(SummaryRow(name, ratio(often), f"{ratio(once)} of inputs once", tokens))
+    rollouts = section["rollouts"]
+    generated = section["num_sequences"] * section["completion_tokens"]
+    rows.append(
+        SummaryRow(
+            f"Usage of pairs over {rollouts['steps'][-1]} generated tokens",
+            ratio(rollouts["generated"][-1]),
+            f"{ratio(rollouts['cumulative'][-1])} with their prompts, {ratio(rollouts['prompt'])} of prompts alone; "
+            f"correlation of the two {ratio(rollouts['kept_order'][-1])}",
+            generated,
+        )
+    )
+    return [*rows, *_pruning_rows(section["pruning"], tokens)]
+
+
+def over_layers(layers: Sequence[Section], *keys: str) -> float | None:
+    """Mean of a figure over the layers that have it."""
+    values = []
+    for layer in layers:
+        value: Any = layer
+        for key in keys:
+            value = value[key]
+        if value is not None:
+            values.append(value)
+    return statistics.fmean(values) if values else None
+
+
+def _pruning_rows(pruning: Sequence[Section], tokens: int) -> list[SummaryRow]:
+    rows = []
+    for one in pruning[1:]:
+        rises = {name: f"{rise:+.1f}%" for name, rise in one["rise_percent"].items()}
+        rows.append(
+            SummaryRow(
+                f"Loss on prompts, last {one['num_layers']} pruned to {one['num_kept']} experts",
+                rises["prompt"],
+                f"{rises['own']} on its own completions, {rises['other']} on the texts'",
+                tokens,
+            )
+        )
+    return rows

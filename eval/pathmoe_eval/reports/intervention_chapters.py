@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from pathmoe_eval.reports.figure_style import CHANCE, line_figure, new_figure
+from pathmoe_eval.reports.geometry_summary import over_layers
 from pathmoe_eval.reports.number_format import UNDEFINED, percent, ratio
 from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table
 
@@ -28,29 +28,17 @@ def intervention_chapters(section: Section) -> list[Chapter]:
     ]
 
 
-def _mean(layers: Sequence[Section], *keys: str) -> float | None:
-    """Over the layers that have the figure."""
-    values = []
-    for layer in layers:
-        value: Any = layer
-        for key in keys:
-            value = value[key]
-        if value is not None:
-            values.append(value)
-    return statistics.fmean(values) if values else None
-
-
 def _inputs_table(section: Section) -> Table:
     rows: list[list[Cell]] = [
         [
             one["name"],
-            percent(_mean(one["layers"], "confidence")),
-            ratio(_mean(one["layers"], "logit_size")),
-            ratio(_mean(one["layers"], "alignment")),
-            percent(_mean(one["layers"], "state_energy")),
-            percent(_mean(one["layers"], "logit_energy")),
-            _cosine(_mean(one["layers"], "usage_within", "value")),
-            _cosine(_mean(one["layers"], "usage_across", "value")),
+            percent(over_layers(one["layers"], "confidence")),
+            ratio(over_layers(one["layers"], "logit_size")),
+            ratio(over_layers(one["layers"], "alignment")),
+            percent(over_layers(one["layers"], "state_energy")),
+            percent(over_layers(one["layers"], "logit_energy")),
+            _cosine(over_layers(one["layers"], "usage_within", "value")),
+            _cosine(over_layers(one["layers"], "usage_across", "value")),
         ]
         for one in section["inputs"]
     ]

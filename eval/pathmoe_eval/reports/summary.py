@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pathmoe_eval.reports.geometry_summary import geometry_rows
+from pathmoe_eval.reports.geometry_summary import geometry_rows, intervention_rows
 from pathmoe_eval.reports.locality_summary import LOCALITY_ROWS
 from pathmoe_eval.reports.number_format import bits, count, percent, ratio, standard_error
 from pathmoe_eval.reports.summary_row import Ends, Section, SummaryRow, between, mean
@@ -250,5 +250,6 @@ SUMMARY_OF_SECTION: dict[str, Callable[[Any, Ends], list[SummaryRow]]] = {
     "separation": separation_rows,
     "perturbation": perturbation_rows,
     "geometry": geometry_rows,
+    "geometry_interventions": intervention_rows,
     **LOCALITY_ROWS,
 }

@@ -8,6 +8,7 @@ import pytest
 
 from pathmoe_eval.geometry.interventions import InterventionOptions, measure_interventions
 from pathmoe_eval.geometry.router_map import router_maps
+from pathmoe_eval.reports.geometry_summary import intervention_rows
 from pathmoe_eval.reports.intervention_chapters import intervention_chapters
 from pathmoe_eval.reports.page import Panel, Table
 from tests.eval.conftest import BuildMoE
@@ -31,6 +32,17 @@ def test_inputs_are_rows_of_means_over_layers(section: dict[str, Any]) -> None:
     mean = statistics.fmean(layer["confidence"] for layer in section["inputs"][1]["layers"])
     assert table.rows[1][1] == f"{100 * mean:.1f}%"
     assert "first 6 tokens of 3 documents" in table.reading
+
+
+def test_the_summary_has_them_side_by_side(section: dict[str, Any]) -> None:
+    rows = {row.name: row for row in intervention_rows(section, {})}
+    mean = statistics.fmean(layer["confidence"] for layer in section["inputs"][0]["layers"])
+    assert rows["Confidence, inputs as they are"].value == f"{100 * mean:.1f}%"
+    assert "Usage across domains, inputs x3" in rows and "Usage of pairs over 5 generated tokens" in rows
+    last = section["pruning"][-1]
+    pruned = rows[f"Loss on prompts, last {last['num_layers']} pruned to 3 experts"]
+    assert pruned.value == f"{last['rise_percent']['prompt']:+.1f}%"
+    assert pruned.beside.startswith(f"{last['rise_percent']['own']:+.1f}% on its own completions")
 
 
 def test_lines_are_those_of_the_section(section: dict[str, Any]) -> None:
