@@ -85,11 +85,8 @@ def test_only_sections_that_are_there_have_rows(make_report, study_sections) -> 
     sections = make_report()["sections"] | study_sections()
     assert summary_rows({}) == []
     assert list(rows_by_section({"flow": [], "load": sections["load"]})) == ["load"]
-    others = (
-        "sketch",
-        "geometry",
-        "geometry_interventions",
-    )  # one is left out beside exact counts, the other is of another command
+    # Sketches are left out beside exact counts, and geometry is of another command.
+    others = ("sketch", "geometry", "geometry_interventions")
     assert list(rows_by_section(sections)) == [name for name in SUMMARY_OF_SECTION if name not in others]
 
 
