@@ -71,9 +71,10 @@ def test_tables_follow_from_the_results(appendix: Path, content: dict[str, Any])
     assert markdown(report, compared) == text, "make reproduction writes it anew"
 
 
-def test_numbers_of_the_text_stand_in_the_tables() -> None:
+@pytest.mark.parametrize("text", ["reproduction.md", "geometry.md"])
+def test_numbers_of_the_text_stand_in_the_tables(text: str) -> None:
     """In each section, those of its tables are in an appendix that the section links."""
-    sections = (ROOT / "docs" / "reproduction.md").read_text().split("\n## ")[1:]
+    sections = (ROOT / "docs" / text).read_text().split("\n## ")[1:]
     checked = 0
     for section in sections:
         linked = "".join((FOLDER / name).read_text() for name in re.findall(r"\(reproduction/([\w-]+\.md)\)", section))
