@@ -6,7 +6,7 @@ fitted in passes over the states: the Hessian of its loss is at most half the Gr
 1992), which is the same in every pass, so that a pass needs sums over tokens alone and no step size.
 """
 
-# Shapes: N tokens, D hidden, F features, C classes, R visible dimensions.
+# Shapes: N tokens, D hidden, F features, C classes, R visible dimensions, M documents.
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Probes in planted cases, and their fit against scikit-learn's."""
 
-# Shapes: N tokens, D hidden, C classes.
+# Shapes: N tokens, D hidden, F features, C classes, E experts, R visible dimensions.
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_one_document_is_not_enough() -> None:
             states_ND=np.ones((4, 10)), classes=classes, document_N=document_N, is_fitted_N=np.full(4, side)
         )
         with pytest.raises(ValueError, match=rf"^--data \({line}\) must hold at least 2 documents"):
-            probe(lambda chunk=chunk: [chunk], {"a": 2}, linear_map(WEIGHT))  # type: ignore[misc]
+            probe(partial(list, [chunk]), {"a": 2}, linear_map(WEIGHT))
 
 
 def test_a_probe_is_the_logistic_regression_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
