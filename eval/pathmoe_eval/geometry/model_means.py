@@ -56,7 +56,7 @@ def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]
     """
     layers = section["layers"]
     means = {
-        group: {name: _mean([_look_up(layer, place) for layer in layers]) for name, place in places.items()}
+        group: {name: over_layers(layers, place) for name, place in places.items()}
         for group, places in _OF_LAYERS.items()
     }
     bounds = [bound for layer in layers if (bound := layer["token_pairs"]["bound"]) is not None]
@@ -73,6 +73,16 @@ def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]
     return means
 
 
+def over_layers(layers: Sequence[Mapping[str, Any]], place: str) -> float | None:
+    """Mean over the layers that have a figure; None where none has.
+
+    Args:
+        layers: each a section of a report.
+        place: of the figure in it, dotted.
+    """
+    return _mean([_look_up(layer, place) for layer in layers])
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
@@ -84,5 +94,6 @@ def _look_up(layer: Any, place: str) -> Any:
         if isinstance(found, Mapping):
             found = found.get(part)
         elif isinstance(found, Sequence):
-            found = found[int(part)]
+            # No pair was apart, and there are no quantiles.
+            found = found[int(part)] if int(part) < len(found) else None
     return found

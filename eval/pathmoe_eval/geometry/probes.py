@@ -79,9 +79,11 @@ def probe(
     mean_D, gram_DD, counts = _sums(chunks(), num_classes, router.visible_RD.shape[1])
     if not all(of_class.any() for of_class in counts.values()):
         raise ValueError("--data (no fitted token) must hold at least 2 documents with a class; give more documents")
+    control_RD = router.visible_RD
     parts = {
-        name: _Part(basis_RD, mean_D, gram_DD, is_complement=name == "content")
-        for name, basis_RD in zip(PARTS, _bases(router, seed), strict=True)
+        "control": _Part(control_RD, mean_D, gram_DD),
+        "content": _Part(control_RD, mean_D, gram_DD, is_complement=True),
+        "random": _Part(_random_rows(control_RD.shape, seed), mean_D, gram_DD),
     }
     probes = {(name, part): _Probe(parts[part], number) for name, number in num_classes.items() for part in PARTS}
     for _ in range(_NUM_PASSES):
@@ -96,12 +98,10 @@ def probe(
     return _tested(chunks(), parts, probes, commonest)
 
 
-def _bases(router: RouterMap, seed: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Orthonormal rows of control, of what content leaves out, and of random directions."""
-    control_RD = router.visible_RD
-    shape = control_RD.shape[::-1]
-    random_DR, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=shape))
-    return control_RD, control_RD, random_DR.T
+def _random_rows(shape: tuple[int, ...], seed: int) -> Matrix:
+    """Orthonormal rows of random directions."""
+    orthonormal_DR, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=shape[::-1]))
+    return np.asarray(orthonormal_DR.T)
 
 
 def _sums(
@@ -125,7 +125,9 @@ def _sums(
 class _Part:
     """A part of the state as features, and the step that its Gram matrix allows."""
 
-    def __init__(self, basis_RD: Matrix, mean_D: NDArray[np.float64], gram_DD: Matrix, *, is_complement: bool) -> None:
+    def __init__(
+        self, basis_RD: Matrix, mean_D: NDArray[np.float64], gram_DD: Matrix, *, is_complement: bool = False
+    ) -> None:
         self._basis_RD, self._mean_D, self._is_complement = basis_RD, mean_D, is_complement
         hidden_size = basis_RD.shape[1]
         self.dimensions = hidden_size - len(basis_RD) if is_complement else len(basis_RD)

@@ -87,7 +87,7 @@ def sequence_figure(layers: Sequence[Section], measure: str, title: str) -> go.F
 
 
 def pooled_figure(layers: Sequence[Section]) -> go.Figure:
-    """Cosine of mean states of pairs of sequences, of any domains where there are none across, by space and layer."""
+    """Cosine of mean states of pairs of sequences, across domains where there are several, by space and layer."""
     where = "across" if layers[0]["sequences"]["across"]["pooled_full"]["value"] is not None else "within"
     means = {name: [layer["sequences"][where][f"pooled_{space}"] for layer in layers] for space, name in SPACES.items()}
     return _means_figure(layers, means, "cosine of mean states")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from pathmoe_eval.geometry.model_means import model_means
+from pathmoe_eval.geometry.model_means import model_means, over_layers
 from pathmoe_eval.reports.number_format import count, percent, ratio
 from pathmoe_eval.reports.summary_row import Ends, Section, SummaryRow
 
@@ -66,7 +64,7 @@ def intervention_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         beside = f"{values['shuffled']} shuffled, {values['reversed']} reversed, {values[repeated]} of {repeated}"
         rows.append(SummaryRow(f"{name}, inputs as they are", values["x1"], beside, tokens))
     for where in ("within", "across"):
-        once, often = (over_layers(inputs[kind], f"usage_{where}", "value") for kind in ("x1", repeated))
+        once, often = (over_layers(inputs[kind], f"usage_{where}.value") for kind in ("x1", repeated))
         if often is not None:
             name = f"Usage {where} domains, inputs {repeated}"
             rows.append(SummaryRow(name, ratio(often), f"{ratio(once)} of inputs once", tokens))
@@ -82,18 +80,6 @@ def intervention_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         )
     )
     return [*rows, *_pruning_rows(section["pruning"], tokens)]
-
-
-def over_layers(layers: Sequence[Section], *keys: str) -> float | None:
-    """Mean of a figure over the layers that have it."""
-    values = []
-    for layer in layers:
-        value: Any = layer
-        for key in keys:
-            value = value[key]
-        if value is not None:
-            values.append(value)
-    return statistics.fmean(values) if values else None
 
 
 def _pruning_rows(pruning: Sequence[Section], tokens: int) -> list[SummaryRow]:

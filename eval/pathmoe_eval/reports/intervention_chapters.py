@@ -7,8 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from pathmoe_eval.geometry.model_means import over_layers
 from pathmoe_eval.reports.figure_style import CHANCE, line_figure, new_figure
-from pathmoe_eval.reports.geometry_summary import over_layers
 from pathmoe_eval.reports.number_format import UNDEFINED, percent, ratio
 from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table
 
@@ -37,8 +37,8 @@ def _inputs_table(section: Section) -> Table:
             ratio(over_layers(one["layers"], "alignment")),
             percent(over_layers(one["layers"], "state_energy")),
             percent(over_layers(one["layers"], "logit_energy")),
-            _cosine(over_layers(one["layers"], "usage_within", "value")),
-            _cosine(over_layers(one["layers"], "usage_across", "value")),
+            _cosine(over_layers(one["layers"], "usage_within.value")),
+            _cosine(over_layers(one["layers"], "usage_across.value")),
         ]
         for one in section["inputs"]
     ]

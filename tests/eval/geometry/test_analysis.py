@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,3 +116,14 @@ def test_layers_that_decide_nothing_alone_are_refused(build_moe: BuildMoE, tmp_p
 def test_a_decision_that_is_taken_over_is_not_probed_twice(build_moe: BuildMoE, tmp_path: Path) -> None:
     _, found = section_of("mono_b8", build_moe, tmp_path / "states")
     assert [set(one["probes"]["accuracy"]) for one in found["layers"]] == [{"expert", "token"}] * 2
+
+
+def test_a_router_that_is_not_linear_is_refused(build_moe: BuildMoE, tmp_path: Path) -> None:
+    model = build_moe("olmoe")
+    files = record_states(
+        SimpleNamespace(model=model), documents_of([30, 25]), [0], tmp_path / "states", max_length=16, stride=8
+    )
+    # Such as one that scales its input inside of itself.
+    files.logits[0] = files.logits[0] * (1 + np.arange(55)[:, None] / 55)
+    with pytest.raises(ValueError, match=r"^--model: the router of MoE layer 0 must give its matrix times its state"):
+        analyse_geometry(files, router_maps(model), [0, 1, 2], 1e-7, OPTIONS)

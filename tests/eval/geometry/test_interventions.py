@@ -59,3 +59,15 @@ def test_short_documents_are_refused(build_moe: BuildMoE) -> None:
 def test_numbers_out_of_range_are_one_line(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^--{field} \({value}\) must be .*; (raise|change) it$"):
         InterventionOptions(**{field: value})
+
+
+def test_a_context_too_short_is_one_line(build_moe: BuildMoE) -> None:
+    model = build_moe("path_b4")
+    with pytest.raises(ValueError) as error:
+        measure_interventions(
+            model, documents_of([14, 11]), router_maps(model), [0], OPTIONS, context_length=10, seed=0
+        )
+    assert str(error.value) == (
+        "--prompt_tokens and --completion_tokens (6 and 5) must together fit into the model's context of 10 tokens; "
+        "lower them"
+    )

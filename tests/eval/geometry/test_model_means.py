@@ -56,3 +56,9 @@ def test_what_no_layer_has_is_none(build_moe: BuildMoE, tmp_path: Path) -> None:
     means = model_means(section_of("recurrent", build_moe, tmp_path / "states", router_dim=7)[1])
     assert means["pairs"]["violations"] is None and means["directions"]["alignment"] is None
     assert means["directions"]["shared_state_energy"] is not None
+
+
+def test_pairs_that_are_nowhere_apart_have_no_tightness(section: dict[str, Any]) -> None:
+    for layer in section["layers"]:
+        layer["token_pairs"]["bound"]["tightness_row"] = ()
+    assert model_means(section)["pairs"]["tightness"] is None
