@@ -77,7 +77,8 @@ def test_numbers_of_the_text_stand_in_the_tables(text: str) -> None:
     sections = (ROOT / "docs" / text).read_text().split("\n## ")[1:]
     checked = 0
     for section in sections:
-        linked = "".join((FOLDER / name).read_text() for name in re.findall(r"\(reproduction/([\w-]+\.md)\)", section))
+        names = re.findall(r"\(((?:reproduction|geometry)/[\w-]+\.md)\)", section)
+        linked = "".join((ROOT / "docs" / name).read_text() for name in names)
         rows = [line for line in section.splitlines() if line.startswith("| ")]
         for number in re.findall(r"[+-]?\d[\d,]*\.\d+%?", "\n".join(rows)):
             assert number in linked, f"{number} of {section.splitlines()[0]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from pathmoe_eval.reports.comparison_rows import (
     unlike_runs,
 )
 from pathmoe_eval.reports.figure_style import line_figure
+from pathmoe_eval.reports.markdown import in_markdown
 from pathmoe_eval.reports.number_format import UNDEFINED, count
-from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_html, shown
+from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_html
 from pathmoe_eval.reports.path_figures import rarefaction_figure, zipf_figure
 from pathmoe_eval.reports.perturbation_figure import perturbation_figure
 from pathmoe_eval.reports.report import read_report
@@ -219,17 +219,10 @@ def _cell(row: SummaryRow | None) -> Words:
 
 
 def _markdown(rows: Mapping[str, Sequence[SummaryRow | None]], reports: Mapping[str, Report], notes: list[str]) -> str:
-    table = [["", *reports], ["---"] * (1 + len(reports))]
-    table += [[name, *map(_cell_text, of_reports)] for name, of_reports in rows.items()]
-    lines = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in table]
-    reading = "In brackets: the interval, over documents or forks, chance or a bound, and the sample."
-    return "\n\n".join([*map(_in_markdown, notes), "\n".join(lines), reading]) + "\n"
-
-
-def _cell_text(row: SummaryRow | None) -> str:
-    return UNDEFINED if row is None else f"{row.value} ({row.context}; {row.num_tokens:,} {row.unit})"
-
-
-def _in_markdown(text: str) -> str:
-    """Plain text as Markdown shows it as it is, HTML in it included."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", shown(text))
+    table = Table(
+        title="",
+        head=["", *reports],
+        rows=[[name, *map(_cell, of_reports)] for name, of_reports in rows.items()],
+        reading="In brackets: the interval, over documents or forks, chance or a bound, and the sample.",
+    )
+    return "\n\n".join(map(in_markdown, [*notes, table])) + "\n"

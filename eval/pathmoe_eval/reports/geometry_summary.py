@@ -8,6 +8,8 @@ from pathmoe_eval.geometry.model_means import model_means, over_layers
 from pathmoe_eval.reports.number_format import count, percent, ratio
 from pathmoe_eval.reports.summary_row import Ends, Section, SummaryRow
 
+_FEW_DIRECTIONS = 16
+
 
 def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     """Of the section that `analyse_geometry` gives; what no layer has is left out."""
@@ -47,7 +49,22 @@ def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         ),
     }  # fmt: skip
     tokens = section["num_tokens"]
-    return [SummaryRow(*row, tokens) for name, row in rows.items() if means[name] is not None]
+    found = [SummaryRow(*row, tokens) for name, row in rows.items() if means[name] is not None]
+    return [*found, *_truncation_rows(section["layers"], tokens)]
+
+
+def _truncation_rows(layers: Sequence[Section], tokens: int) -> list[SummaryRow]:
+    kept = next((one["truncation"]["kept"] for one in layers if "truncation" in one), [])
+    few = [place for place, directions in enumerate(kept) if directions <= _FEW_DIRECTIONS][-1:]
+    return [
+        SummaryRow(
+            f"First expert kept by {kept[place]} directions of states",
+            percent(over_layers(layers, f"truncation.agreement.{place}.0")),
+            f"{percent(over_layers(layers, 'truncation.agreement_null.0'))} always the most frequent",
+            tokens,
+        )
+        for place in few
+    ]
 
 
 def intervention_rows(section: Section, ends: Ends) -> list[SummaryRow]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pathmoe.training.run_folder import write_text_atomically
+from pathmoe_eval.reports.markdown import in_markdown
 from pathmoe_eval.reports.number_format import ratio
 from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table, Words, page_html
 from pathmoe_eval.studies.charts import pareto_figure, seeds_figure
@@ -25,7 +26,6 @@ from pathmoe_eval.studies.tables import (
     SIZES,
     differences_table,
     figure_tables,
-    in_markdown,
     p_text,
     paired_table,
     ranking_table,

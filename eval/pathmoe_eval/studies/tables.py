@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from pathmoe_eval.reports.number_format import UNDEFINED, count
-from pathmoe_eval.reports.page import Cell, Number, Table, Tokens, Words, shown
+from pathmoe_eval.reports.page import Cell, Number, Table
 from pathmoe_eval.studies.comparison import Measured, VariantComparison
 from pathmoe_eval.studies.figure import Figure
 from pathmoe_eval.studies.figures import FIGURES, PRIMARY
@@ -146,29 +145,6 @@ def p_text(value: float | None) -> str:
     if value is None:
         return UNDEFINED
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def in_markdown(part: Table | str) -> str:
-    """A paragraph, or a table with its title and what it reads below it, in Markdown."""
-    if isinstance(part, str):
-        return _escaped(part)
-    lines = [list(part.head), *([_text(cell) for cell in row] for row in part.rows)]
-    rows = ["| " + " | ".join(map(_escaped, line)) + " |" for line in lines]
-    table = "\n".join([rows[0], "|" + " --- |" * len(part.head), *rows[1:]])
-    title = [f"**{_escaped(part.title)}**"] if part.title else []
-    return "\n\n".join([*title, table, *([_escaped(part.reading)] if part.reading else [])])
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", shown(text)).replace("&#x27;", "'")
-
-
-def _text(cell: Cell) -> str:
-    if isinstance(cell, Tokens):
-        return " ".join(cell.texts)
-    if isinstance(cell, Number | Words):
-        return f"{cell.text} ({cell.aside})" if cell.aside else cell.text
-    return cell
 
 
 def _mean(figure: Figure, one: VariantComparison) -> Cell:

@@ -1,5 +1,6 @@
 """The summary of a report on geometry: figures of real sections, and what is left out where a router has none."""
 
+import statistics
 from pathlib import Path
 
 from pathmoe_eval.geometry.model_means import model_means
@@ -13,12 +14,16 @@ from tests.eval.geometry.test_analysis import section_of
 def test_a_shared_router_has_all_rows(build_moe: BuildMoE, tmp_path: Path) -> None:
     _, section = section_of("path_b4", build_moe, tmp_path / "states")
     rows = {row.name: row for row in geometry_rows(section, {})}
-    assert len(rows) == 8 and {row.num_tokens for row in rows.values()} == {103}
+    assert len(rows) == 9 and {row.num_tokens for row in rows.values()} == {103}
     steps = model_means(section)["steps"]
     agreement = rows["Agreement within blocks, predicted"]
     assert agreement.value == percent(steps["predicted_agreement"])
     assert agreement.beside.startswith(f"{percent(steps['agreement'])} measured, ")
     assert rows["Pairs beyond Proposition 1"].value == "0"
+    cut = [layer["truncation"] for layer in section["layers"]]
+    place = cut[0]["kept"].index(16)
+    kept = rows["First expert kept by 16 directions of states"]
+    assert kept.value == percent(statistics.fmean(one["agreement"][place][0] for one in cut))
     assert rows_by_section({"geometry": section})["geometry"] == list(rows.values())
 
 

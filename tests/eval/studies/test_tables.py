@@ -1,13 +1,12 @@
-"""The tables of a study, and how they look in Markdown."""
+"""The tables of a study."""
 
-from pathmoe_eval.reports.page import Number, Table, Tokens, Words
+from pathmoe_eval.reports.page import Number
 from pathmoe_eval.studies.comparison import compare_variants
 from pathmoe_eval.studies.figures import FIGURES
 from pathmoe_eval.studies.matching import Sizes
 from pathmoe_eval.studies.tables import (
     differences_table,
     figure_tables,
-    in_markdown,
     p_text,
     paired_table,
     ranking_table,
@@ -58,12 +57,3 @@ def test_p_values() -> None:
     assert [p_text(value) for value in (None, 0.0, 0.00099, 0.0121, 1.0)] == [
         "\N{EN DASH}", "< 0.001", "< 0.001", "0.012", "1.000",
     ]  # fmt: skip
-
-
-def test_markdown_shows_cells_as_they_are() -> None:
-    rows = [["a_b", Words("x|y", "<i>"), Tokens(("p", "q")), "< 0.001"]]
-    table = Table(title="A title", head=["", "w", "t", "it's"], rows=rows, reading="*read*")
-    assert in_markdown(table) == (
-        "**A title**\n\n|  | w | t | it's |\n| --- | --- | --- | --- |\n"
-        "| a\\_b | x\\|y (&lt;i&gt;) | p q | &lt; 0.001 |\n\n\\*read\\*"
-    )
