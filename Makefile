@@ -77,7 +77,7 @@ mutants: setup  ## plant bugs in the kernels and count those that the tests catc
 	@$(PY) kernels/bench/mutants.py
 
 # Studies of which there are results, and such compared with another variant than their file's.
-APPENDICES := headline_tiny headline_tiny:path_b4 routers_tiny routers_tiny:path_b4
+APPENDICES := headline_tiny headline_tiny:path_b4 routers_tiny routers_tiny:path_b4 balance_tiny
 
 reproduction: setup  ## write the tables of docs/reproduction/ from the results there
 	@for one in $(APPENDICES); do \
