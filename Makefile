@@ -76,15 +76,13 @@ traffic: setup  ## count the bytes that the kernels touch, and what a layer take
 mutants: setup  ## plant bugs in the kernels and count those that the tests catch; writes kernels/MUTANTS.md
 	@$(PY) kernels/bench/mutants.py
 
-# Studies of which there are results, and such compared with another variant than their file's.
-APPENDICES := headline_tiny headline_tiny:path_b4 routers_tiny routers_tiny:path_b4 balance_tiny
+# Studies of which there are results.
+APPENDICES := headline_tiny routers_tiny balance_tiny block_size_tiny
 
 reproduction: setup  ## write the tables of docs/reproduction/ from the results there
-	@for one in $(APPENDICES); do \
-	  study=$${one%%:*}; baseline=$${one#$$study}; name=$$study$${baseline:+-against-$${baseline#:}}; \
-	  $(PY) -m pathmoe_eval study --config configs/studies/$$study.yaml $${baseline:+--baseline $${baseline#:}} --report \
-	    --results docs/reproduction/results --out runs/reproduction/$$name && \
-	  cp runs/reproduction/$$name/report.md docs/reproduction/$$name.md || exit 1; \
+	@for study in $(APPENDICES); do \
+	  $(PY) -m pathmoe_eval study --config configs/studies/$$study.yaml --report --results docs/reproduction/results \
+	    --out runs/reproduction/$$study && cp runs/reproduction/$$study/report.md docs/reproduction/$$study.md || exit 1; \
 	done
 	@cp runs/reproduction/headline_tiny/picture.svg docs/headline.svg
 

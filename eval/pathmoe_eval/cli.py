@@ -145,11 +145,16 @@ def _compare_parser() -> OneLineParser:
 def _study_parser() -> OneLineParser:
     parser = OneLineParser(description="Variants trained on equal terms over seeds, evaluated and compared.")
     parser.add_argument("--config", type=str, required=True, help="File of the study, or the name of a shipped one.")
-    parser.add_argument("--report", action="store_true", help="Only report what is there; train nothing.")
+    parser.add_argument(
+        "--report", action="store_true", help="Only report what is there, kept results first; train nothing."
+    )
     parser.add_argument("--slurm", action="store_true", help="Print a script for sbatch, which carries out the runs.")
     parser.add_class_arguments(Execution, as_group=False)
     parser.add_argument(
-        "--baseline", type=str | None, default=None, help="Variant to compare with, in the place of the file's."
+        "--baseline",
+        type=str | None,
+        default=None,
+        help="The only variant to compare with, in the place of the file's.",
     )
     parser.add_argument(
         "--results", type=Path, default=STUDY_RESULTS, help="Folder of what is kept of finished runs, a file each."

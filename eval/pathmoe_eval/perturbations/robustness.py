@@ -214,7 +214,6 @@ _INDEPENDENT = (
 )
 _SHARED = (
     "Layers that share a router keep the index of a token's expert from layer to layer. One permutation for the block "
-    "leaves that agreement whole, and one per layer breaks it, so a model of shared routers may suffer less from the "
-    "first by construction, which says nothing about its experts. Compare models of other sharing by the permutation "
-    "per layer and by random reassignment."
+    "leaves that agreement whole, and one per layer breaks it, so that what differs between the two says nothing about "
+    "the experts. Compare models of other sharing by the permutation per layer and by random reassignment."
 )

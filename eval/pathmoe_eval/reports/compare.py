@@ -191,8 +191,9 @@ def _panels(reports: Mapping[str, Report]) -> list[Panel]:
             Panel(
                 title="Perplexity under interventions",
                 figure=_coloured(perturbation_figure(perturbations), reports, perturbations),
-                reading="Times the perplexity of the same model without. With one permutation for each block a shared "
-                "router suffers less by construction: compare that per layer. The smallest sample has",
+                reading="Times the perplexity of the same model without. One permutation for each block leaves the "
+                "agreement of layers that share a router whole: compare models by that per layer. The smallest sample "
+                "has",
                 num_tokens=min(section["num_tokens"] for section in perturbations.values()),
                 is_wide=True,
             )

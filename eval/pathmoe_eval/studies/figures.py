@@ -10,7 +10,7 @@ from pathmoe_eval.geometry.model_means import model_means
 from pathmoe_eval.perturbations.robustness import PER_BLOCK, PER_LAYER
 from pathmoe_eval.reports.number_format import UNDEFINED, bits, count, percent, ratio
 from pathmoe_eval.reports.summary import SUSTAINED, perturbed_name
-from pathmoe_eval.studies.figure import Figure
+from pathmoe_eval.studies.figure import RISE_PERCENT, TIMES, Figure
 from pathmoe_eval.studies.geometry_figures import GEOMETRY_FIGURES
 
 PRIMARY = "bits_per_byte"
@@ -29,7 +29,7 @@ _NAMING = "between independent routers a matter of naming"
 _ADJACENT = "of neighbouring layers"
 
 FIGURES = (
-    Figure(key="perplexity", name="perplexity", place="perplexity.total.perplexity", form=ratio),
+    Figure(key="perplexity", name="perplexity", place="perplexity.total.perplexity", form=ratio, factor=TIMES),
     Figure(key=PRIMARY, name="bits per byte", place="perplexity.total.bits_per_byte", form=_four_decimals),
     Figure(
         key="path_entropy_bits", name="path entropy, bits", place="concentration.whole.entropy.entropy_bits", form=bits,
@@ -102,20 +102,20 @@ FIGURES = (
     ),
     Figure(
         key="rise_permuted_per_layer", name="rise, permuted per layer", place=f"perturbation.{PER_LAYER}", form=_rise,
-        note="of perplexity where each layer permutes its experts",
+        note="of perplexity where each layer permutes its experts", factor=RISE_PERCENT,
     ),
     Figure(
         key="rise_permuted_per_block", name="rise, permuted per block", place=f"perturbation.{PER_BLOCK}", form=_rise,
-        note="the same with one permutation for the layers of a router, which suffer less from it by construction",
+        note="the same with one permutation for the layers of a router", factor=RISE_PERCENT,
     ),
     Figure(
         key="rise_reassigned", name="rise, reassigned", place="perturbation.random reassignment", form=_rise,
-        note="where every token is sent to random experts",
+        note="where every token is sent to random experts", factor=RISE_PERCENT,
     ),
     *(
         Figure(
             key=f"rise_{number}_paths", name=f"rise, {number} paths", place=f"perturbation.listed paths only {number}",
-            form=_rise, note="where tokens are held to so many of the most frequent paths",
+            form=_rise, note="where tokens are held to so many of the most frequent paths", factor=RISE_PERCENT,
         )
         for number in (10, 100, 500)
     ),

@@ -85,8 +85,9 @@ def _resolve(study: Study, name: str) -> dict[str, Any]:
 def _data_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the batches of a run, but for the seed, by dotted key."""
     data = {f"data.{key}": value for key, value in resolved["data"].items() if key not in PLACES}
+    read = {f"trainer.{key}": resolved["trainer"].get(key) for key in ("limit_train_batches", "overfit_batches")}
     vocabulary = {"model.config.vocab_size": resolved["model"]["config"]["vocab_size"]}
-    return {**data, **vocabulary, "tokens of a step": _tokens_per_step(resolved)}
+    return {**data, **read, **vocabulary, "tokens of a step": _tokens_per_step(resolved)}
 
 
 def _refuse_other_data(study: Study, resolved: Mapping[str, Mapping[str, Any]]) -> None:

@@ -19,16 +19,25 @@ from pathmoe_eval.studies.runs import StudyRun
 _FACTS = ("pathmoe", "torch", "transformers", "lightning", "python", "threads", "device")
 
 
-def read_results(runs: Sequence[StudyRun]) -> list[RunResult]:
-    """Results of the runs that are finished, in their order; those whose folders are there are kept anew."""
-    results = []
-    for run in runs:
-        if run.is_complete:
-            results.append(_read(run))
-            keep_result(run.result_file, results[-1])
-        elif (kept := run.kept()) is not None:
-            results.append(kept)
-    return results
+def read_result(run: StudyRun, *, renew: bool) -> RunResult | None:
+    """The result of a run: the one that is kept, else what its folder has, which is kept then; None without either.
+
+    Args:
+        run: of a study.
+        renew: whether to read the folder, where it has all, in the place of what is kept.
+
+    Raises:
+        ValueError: what is kept, or in the folder, is damaged.
+    """
+    kept = None if renew and run.is_complete else run.kept()
+    if kept is not None or not run.is_complete:
+        return kept
+    try:
+        result = _read(run)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run.folder} ({error!r}) must be a whole run and its reports; remove it") from error
+    keep_result(run.result_file, result)
+    return result
 
 
 def _read(run: StudyRun) -> RunResult:

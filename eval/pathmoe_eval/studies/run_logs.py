@@ -71,6 +71,8 @@ def _logged(run_folder: Path) -> dict[str, dict[int, float]]:
     for log in logs:
         with log.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
+                if None in row.values():  # cut short as it was written
+                    continue
                 # Steps are logged by their number from 0.
                 steps = int(row["step"]) + 1
                 for name, value in row.items():

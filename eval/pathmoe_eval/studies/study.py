@@ -65,15 +65,22 @@ class Study:
     seeds: list[int]
     """Each decides initial weights and the order of the data; runs of one seed are compared in pairs."""
     baseline: str
-    """The variant that the others are compared with."""
+    """The variant that the others are compared with, and ranked against."""
     tokens: int
     """Training tokens of a run, rounded up to whole steps."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings of all runs by dotted keys, which win over all files."""
+    also_against: list[str] = field(default_factory=list)
+    """Variants that the others are compared with, too."""
     match: Match | None = None
     allow_other_data: bool = False
     """Whether variants may differ in their data."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def baselines(self) -> list[str]:
+        """All variants that others are compared with."""
+        return [self.baseline, *self.also_against]
 
 
 # Set by the study for every run.
@@ -88,7 +95,7 @@ def read_study(name: str, baseline: str | None = None) -> Study:
 
     Args:
         name: of the file.
-        baseline: the variant to compare with in the place of the file's; None for that one.
+        baseline: the only variant to compare with, in the place of the file's; None for those.
 
     Raises:
         ValueError: the file is not there, a key of it is missing, unknown or wrong, or the baseline is no variant.
@@ -106,7 +113,7 @@ def read_study(name: str, baseline: str | None = None) -> Study:
         return study
     if baseline not in study.variants:
         raise ValueError(f"--baseline ({baseline}) must be one of the variants {', '.join(study.variants)}; change it")
-    return replace(study, baseline=baseline)
+    return replace(study, baseline=baseline, also_against=[])
 
 
 def _sections(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -198,7 +205,12 @@ def _check(study: Study, file: Path) -> None:
         number = getattr(study.evaluation, key)
         if number is not None and number < 2:
             raise ValueError(f"evaluation.{key} ({number}) in {file} must be at least 2, or null; change it")
-    named = [("baseline", study.baseline)]
+    named = [("baseline", study.baseline), *(("also_against", name) for name in study.also_against)]
+    if len({study.baseline, *study.also_against}) <= len(study.also_against):
+        raise ValueError(
+            f"also_against ({study.also_against}) in {file} must name each variant once, and not baseline "
+            f"({study.baseline}); remove what is there twice"
+        )
     if study.match is not None:
         named += [("match.to", study.match.to), *((f"match.by.{name}", name) for name in study.match.by)]
         if study.match.quantity not in QUANTITIES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,8 @@ from pathmoe_eval.commands import now
 from pathmoe_eval.studies.comparison import compare_variants
 from pathmoe_eval.studies.execution import Outcome, carry_out, error_in, log_of
 from pathmoe_eval.studies.plan import plan_lines, plan_variants
-from pathmoe_eval.studies.results import read_results
+from pathmoe_eval.studies.results import read_result
+from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import FINISHED, STUDIES, StudyRun, study_runs
 from pathmoe_eval.studies.slurm_script import slurm_script
 from pathmoe_eval.studies.study import Study
@@ -66,7 +68,7 @@ def study_command(
 
     Raises:
         ValueError: a study that can't be, as `plan_variants` says.
-        SystemExit: with status 1, after the report, where runs have failed.
+        SystemExit: with status 1, after the report, where runs have failed or are damaged.
     """
     variants = plan_variants(study)
     sys.stderr.write("".join(f"{line}\n" for line in plan_lines(study, variants)))
@@ -85,25 +87,39 @@ def study_command(
         (folder / _LOGS).mkdir(parents=True, exist_ok=True)
         print(slurm_script(study.name, left, folder / _LOGS, execution.threads or 1), end="")
         return
-    failed = [] if mode == "report" else _carry_out(study, left, folder, execution)
+    failed = bool(mode == "carry out" and _carry_out(study, left, folder, execution))
+    results_there, damaged = _read_results(runs, renew=mode == "carry out")
     report = StudyReport(
         study=study,
         variants=variants,
         runs=runs,
-        results=read_results(runs),
-        states={run.key: _state(run, folder) for run in runs},
+        results=results_there,
+        states={run.key: damaged.get(run.key) or _state(run, folder) for run in runs},
         command=command,
         created=now(),
     )
-    compared = compare_variants(report.results, list(study.variants), study.baseline)
+    compared = compare_variants(report.results, list(study.variants), study.baselines)
     write_study_report(folder, report, compared)
-    for line in summary_lines(compared):
+    for line in summary_lines(compared[study.baseline]):
         print(line)
     missing = len(runs) - len(report.results)
     unfinished = f"; {missing} of {len(runs)} runs are not finished, as it says" if missing else ""
     print(f"{folder / PAGE_FILE}: {study.name}; the tables are in {folder / MARKDOWN_FILE}, too{unfinished}")
-    if failed:
+    if failed or damaged:
         raise SystemExit(1)
+
+
+def _read_results(runs: Sequence[StudyRun], *, renew: bool) -> tuple[list[RunResult], dict[str, str]]:
+    """Results of the runs that are finished, in their order, and by key what is wrong with those that are damaged."""
+    results, damaged = [], {}
+    for run in runs:
+        try:
+            result = read_result(run, renew=renew)
+        except ValueError as error:
+            damaged[run.key] = f"damaged: {error}"
+        else:
+            results += [] if result is None else [result]
+    return results, damaged
 
 
 def _state(run: StudyRun, folder: Path) -> str:
@@ -119,7 +135,7 @@ def _carry_out(study: Study, left: list[StudyRun], folder: Path, execution: Exec
 
     def tell(outcome: Outcome) -> None:
         try:
-            read_results([outcome.run])  # which keeps it, whatever becomes of the others
+            read_result(outcome.run, renew=True)  # which keeps it, whatever becomes of the others
         except ValueError as error:
             outcome = replace(outcome, error=outcome.error or str(error))
         ended.append(outcome)

@@ -23,6 +23,9 @@ from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import StudyRun
 from pathmoe_eval.studies.study import Study
 from pathmoe_eval.studies.tables import (
+    DIFFERENCES,
+    MEANS,
+    PAIRED,
     SIZES,
     differences_table,
     figure_tables,
@@ -36,7 +39,7 @@ from pathmoe_eval.studies.training_curves import training_chapter
 PAGE_FILE, MARKDOWN_FILE, CSV_FILE, NUMBERS_FILE = "index.html", "report.md", "runs.csv", "study.json"
 PICTURE_FILE = "picture.svg"
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,11 @@ class StudyReport:
     created: str
 
 
-def write_study_report(folder: Path, report: StudyReport, compared: Sequence[VariantComparison]) -> None:
+Compared = Mapping[str, Sequence[VariantComparison]]
+"""By baseline, as `compare_variants` gives them."""
+
+
+def write_study_report(folder: Path, report: StudyReport, compared: Compared) -> None:
     """Write page, Markdown, CSV, numbers and, with a run, a picture, each whole, over those of an earlier report.
 
     Args:
@@ -61,22 +68,23 @@ def write_study_report(folder: Path, report: StudyReport, compared: Sequence[Var
         report: the study and its runs.
         compared: what `compare_variants` makes of its results.
     """
+    ranked = compared[report.study.baseline]
     write_text_atomically(folder / NUMBERS_FILE, json.dumps(_numbers(report, compared), indent=1) + "\n")
     write_text_atomically(folder / CSV_FILE, _csv(report))
     write_text_atomically(folder / MARKDOWN_FILE, markdown(report, compared))
     write_text_atomically(folder / PAGE_FILE, page(report, compared))
     (folder / PICTURE_FILE).unlink(missing_ok=True)
-    if compared:
-        write_text_atomically(folder / PICTURE_FILE, picture(f"Study {report.study.name}", _subtitle(report), compared))
+    if ranked:
+        write_text_atomically(folder / PICTURE_FILE, picture(f"Study {report.study.name}", _subtitle(report), ranked))
 
 
-def page(report: StudyReport, compared: Sequence[VariantComparison]) -> str:
+def page(report: StudyReport, compared: Compared) -> str:
     """The page as text."""
     study = report.study
     return page_html(f"Study {study.name}", _subtitle(report), _chapters(report, compared))
 
 
-def markdown(report: StudyReport, compared: Sequence[VariantComparison]) -> str:
+def markdown(report: StudyReport, compared: Compared) -> str:
     """The same in Markdown, without pictures."""
     parts = [f"# Study {report.study.name}", _subtitle(report)]
     for chapter in _chapters(report, compared):
@@ -90,23 +98,26 @@ def _subtitle(report: StudyReport) -> str:
     study, first = report.study, report.variants[0]
     return (
         f"{len(study.variants)} variants x {len(study.seeds)} seeds · {first.steps * first.tokens_per_step:,} training "
-        f"tokens each · compared with {study.baseline} · {len(report.results)} of {len(report.runs)} runs finished"
+        f"tokens each · compared with {' and '.join(study.baselines)} · {len(report.results)} of {len(report.runs)} "
+        "runs finished"
     )
 
 
-def _chapters(report: StudyReport, compared: Sequence[VariantComparison]) -> list[Chapter]:
+def _chapters(report: StudyReport, compared: Compared) -> list[Chapter]:
     baseline = report.study.baseline
+    ranked = compared[baseline]
     sizes = {variant.name: variant.sizes for variant in report.variants}
-    ranking = [ranking_table(compared, baseline)] if compared else []
-    others = figure_tables(compared, sizes) if compared else []
-    tests, differences = paired_table(compared, baseline), differences_table(compared, baseline)
+    ranking = [ranking_table(ranked, baseline)] if ranked else []
+    others = figure_tables(ranked, sizes) if ranked else []
+    tests = [table for one in report.study.baselines if (table := paired_table(compared[one], one)).rows]
+    differences = [table for one in report.study.baselines if (table := differences_table(compared[one], one)).rows]
     return [
         Chapter(title="Ranking", notes=_notes(report), parts=ranking),
-        Chapter(title="Figures", notes=[], parts=_panels(report, compared) if compared else []),
+        Chapter(title="Figures", notes=[], parts=_panels(report, ranked) if ranked else []),
         training_chapter(report.results, list(report.study.variants)),
-        Chapter(title="Differences in bits per byte", notes=[], parts=[tests] if tests.rows else []),
-        Chapter(title="Paths, load and cost", notes=[], parts=others),
-        Chapter(title="Their differences", notes=[], parts=[differences] if tests.rows and differences.rows else []),
+        Chapter(title="Differences in bits per byte", notes=[PAIRED] if tests else [], parts=tests),
+        Chapter(title="Paths, load and cost", notes=[MEANS] if others else [], parts=others),
+        Chapter(title="Their differences", notes=[DIFFERENCES] if differences else [], parts=differences),
         Chapter(title="Variants", notes=[], parts=[_variants_table(report)]),
         Chapter(title="Runs", notes=_circumstances(report), parts=[_runs_table(report)]),
         Chapter(title="How this was made", notes=[report.command, report.created], parts=[]),
@@ -218,7 +229,7 @@ def _data(data: Mapping[str, Any]) -> str:
     )
 
 
-def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict[str, Any]:
+def _numbers(report: StudyReport, compared: Compared) -> dict[str, Any]:
     results = {(result.variant, result.seed): result for result in report.results}
     runs = []
     for run in report.runs:
@@ -245,7 +256,7 @@ def _numbers(report: StudyReport, compared: Sequence[VariantComparison]) -> dict
             for one in report.variants
         ],
         "runs": runs,
-        "comparison": [asdict(one) for one in compared],
+        "comparison": {baseline: [asdict(one) for one in of_one] for baseline, of_one in compared.items()},
     }
 
 

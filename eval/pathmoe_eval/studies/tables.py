@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pathmoe_eval.reports.number_format import UNDEFINED, count
@@ -45,9 +46,9 @@ def ranking_table(compared: Sequence[VariantComparison], baseline: str) -> Table
         title="",
         head=["variant", primary.name, f"less {baseline}", "p, Holm", "seeds", perplexity.name],
         rows=rows,
-        reading="Means over seeds; below them 95% t intervals over seeds. The difference is that of bits per byte over "
-        "the seeds that both have; p is that of a paired t test over them, two-sided, corrected after Holm for all "
-        "comparisons of the study.",
+        reading="Means over seeds, of perplexity the geometric one; below them 95% t intervals over seeds. The "
+        "difference is that of bits per byte over the seeds that both have; p is that of a paired t test over them, "
+        "two-sided, corrected after Holm for all pairs that the study compares.",
     )
 
 
@@ -86,6 +87,29 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
+MEANS = (
+    "Means over seeds, of rises of perplexity the geometric ones; below them 95% t intervals over seeds, which know "
+    "nothing of the bounds of shares and counts."
+)
+"""Above `figure_tables`."""
+
+PAIRED = (
+    "Seed by seed; below 0 is better. Intervals are of 95%; those of the bootstrap are percentiles, too narrow for few "
+    "seeds, so that the t interval leads. The effect is Cohen's d_z of the pairs with Hedges' correction. p is that of "
+    "the paired t test, two-sided. Detectable is the true difference that this test would have found with a "
+    f"probability of {POWER:.0%} at the level {ALPHA}, before any correction, if the deviation of the pairs is the one "
+    "observed: a smaller difference can't be told here."
+)
+"""Above `paired_table`."""
+
+DIFFERENCES = (
+    "Mean differences over the seeds that both have, with their 95% t intervals, in the units of the figure, shares as "
+    "fractions; of perplexities and of their rises how many times as high. These are not tested, and their intervals "
+    "not corrected for their number."
+)
+"""Above `differences_table`."""
+
+
 def paired_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
     """What the seeds say of each difference in bits per byte."""
     rows = []
@@ -108,18 +132,12 @@ def paired_table(compared: Sequence[VariantComparison], baseline: str) -> Table:
             ]
         )
     return Table(
-        title="",
+        title=f"Bits per byte less those of {baseline}",
         head=[
             "variant", "seeds", "difference", "t interval", "bootstrap of seeds", "of seeds and documents", "effect",
             "p", "p, Holm", "detectable",
         ],
         rows=rows,
-        reading=f"Bits per byte less those of {baseline}, seed by seed; below 0 is better. Intervals are of 95%; those "
-        "of the bootstrap are percentiles, too narrow for few seeds, so that the t interval leads. The effect is "
-        "Cohen's d_z of the pairs with Hedges' correction. p is that of the paired t test, two-sided. Detectable is "
-        f"the true difference that this test would have found with a probability of {POWER:.0%} at the level {ALPHA}, "
-        "before any correction, if the deviation of the pairs is the one observed: a smaller difference can't be told "
-        "here.",
     )  # fmt: skip
 
 
@@ -127,17 +145,11 @@ def differences_table(compared: Sequence[VariantComparison], baseline: str) -> T
     """How the other figures differ from the baseline's: intervals, no tests."""
     others = [one for one in compared if one.name != baseline]
     rows: list[list[Cell]] = [
-        [figure.name, *(_plain_difference(one.figures.get(figure.key)) for one in others)]
+        [figure.name, *(_plain_difference(figure, one.figures.get(figure.key)) for one in others)]
         for figure in _UNTESTED
-        if any(figure.key in one.figures for one in others)
+        if any(_differs(one.figures.get(figure.key)) for one in others)
     ]
-    return Table(
-        title="",
-        head=["figure", *(one.name for one in others)],
-        rows=rows,
-        reading=f"Mean difference from {baseline} over the seeds that both have, with its 95% t interval, in the units "
-        "of the figure, shares as fractions. These are not tested, and their intervals not corrected for their number.",
-    )
+    return Table(title=f"Less those of {baseline}", head=["figure", *(one.name for one in others)], rows=rows)
 
 
 def p_text(value: float | None) -> str:
@@ -151,7 +163,8 @@ def _mean(figure: Figure, one: VariantComparison) -> Cell:
     if figure.key not in one.figures:
         return UNDEFINED
     measured, form = one.figures[figure.key], figure.form
-    beside = [] if measured.interval is None else [" to ".join(map(form, measured.interval))]
+    varies = len(set(measured.by_seed.values())) > 1
+    beside = [" to ".join(map(form, measured.interval))] if measured.interval is not None and varies else []
     if len(measured.by_seed) < len(one.figures[PRIMARY].by_seed):
         beside.append(f"of {len(measured.by_seed)} seeds")
     return _with_aside(form(measured.mean), ", ".join(beside))
@@ -167,12 +180,20 @@ def _difference(measured: Measured, is_baseline: bool) -> str:
     return UNDEFINED if measured.difference is None else f"{measured.difference.mean:+z.4f}"
 
 
-def _plain_difference(measured: Measured | None) -> Cell:
+def _differs(measured: Measured | None) -> bool:
+    return measured is not None and measured.difference is not None
+
+
+def _plain_difference(figure: Figure, measured: Measured | None) -> Cell:
     if measured is None or measured.difference is None:
         return UNDEFINED
-    difference = measured.difference
-    ends = difference.t_interval
-    return _with_aside(f"{difference.mean:+z.4g}", "" if ends is None else f"{ends[0]:+z.4g} to {ends[1]:+z.4g}")
+
+    def form(value: float) -> str:
+        return f"{value:+z.4g}" if figure.factor is None else f"{math.exp(value):.4g}"
+
+    mean, ends = measured.difference.mean, measured.difference.t_interval
+    times = "" if figure.factor is None else " times"
+    return _with_aside(form(mean) + times, "" if ends is None else " to ".join(map(form, ends)))
 
 
 def _ends(ends: Ends | None) -> str:

@@ -53,11 +53,11 @@ def training_chapter(results: Sequence[RunResult], order: Sequence[str]) -> Chap
     """
     parts: list[Panel | Table] = []
     losses = _of_variants(order, [(result.variant, result.curve) for result in results])
-    if losses:
-        parts.append(
-            _panel("Learning curves", losses, order, "validation loss, nats a token", "Loss on the validation split.")
-        )
     tables = []
+    if losses:
+        what = "Loss on the validation split."
+        parts.append(_panel("Learning curves", losses, order, "validation loss, nats a token", what))
+        tables.append(curves_table("Validation loss, nats a token", losses, what))
     for name, (title, unit, what) in _MONITORED.items():
         curves = _of_variants(order, [(result.variant, result.monitored.get(name, {})) for result in results])
         if curves:

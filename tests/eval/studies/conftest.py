@@ -137,7 +137,7 @@ def write_report(write_study: WriteStudy, make_results: MakeResults) -> WriteRep
             },
             command="pathmoe-eval study --config mine.yaml", created="2026-01-01T00:00:00",
         )  # fmt: skip
-        write_study_report(Path("out"), report, compare_variants(report.results, list(study.variants), study.baseline))
+        write_study_report(Path("out"), report, compare_variants(report.results, list(study.variants), study.baselines))
         return Path("out")
 
     return write

@@ -11,7 +11,7 @@ BITS = {"base": {0: 2.0, 1: 2.2}, "<b>": {0: 1.5, 1: 1.7}}
 
 
 def test_every_run_and_every_mean_has_a_point(make_results: MakeResults) -> None:
-    figure = seeds_figure(compare_variants(make_results(BITS), list(BITS), "base"), list(BITS))
+    figure = seeds_figure(compare_variants(make_results(BITS), list(BITS), ["base"])["base"], list(BITS))
     points = [list(trace.x) for trace in figure.data]
     assert points == [[1.5, 1.7], [1.6], [2.0, 2.2], [2.1]]
     assert set(figure.data[0].y) == {"&lt;b&gt;"}
@@ -27,7 +27,7 @@ def test_bands_span_the_seeds() -> None:
 
 
 def test_time_and_quality_of_runs_and_means(make_results: MakeResults) -> None:
-    figure = pareto_figure(compare_variants(make_results(BITS), list(BITS), "base"), list(BITS))
+    figure = pareto_figure(compare_variants(make_results(BITS), list(BITS), ["base"])["base"], list(BITS))
     runs, mean, *_ = figure.data
     assert list(runs.x) == [15.0, 17.0] and list(runs.y) == [1.5, 1.7]
     assert (list(mean.x), list(mean.y)) == ([16.0], [1.6])

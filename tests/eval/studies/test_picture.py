@@ -18,7 +18,7 @@ BITS = {"worse & wide": {0: 1.9, 1: 2.0, 2: 2.3}, "base": {0: 1.5, 1: 1.6, 2: 1.
 
 
 def test_every_run_stands_at_its_value(make_results: MakeResults) -> None:
-    svg = picture("A <study>", "3 seeds", compare_variants(make_results(BITS), list(BITS), "base"))
+    svg = picture("A <study>", "3 seeds", compare_variants(make_results(BITS), list(BITS), ["base"])["base"])
     root = ElementTree.fromstring(svg)
     texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
     assert texts[:2] == ["A <study>", "3 seeds"] and texts[2].startswith("circle: a run")
@@ -37,7 +37,7 @@ def test_every_run_stands_at_its_value(make_results: MakeResults) -> None:
 
 
 def test_one_run_needs_no_interval(make_results: MakeResults) -> None:
-    svg = picture("One", "", compare_variants(make_results({"base": {0: 1.5}}), ["base"], "base"))
+    svg = picture("One", "", compare_variants(make_results({"base": {0: 1.5}}), ["base"], ["base"])["base"])
     assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}circle"))) == 2
     assert "H" not in re.sub(r"<text.*?</text>", "", svg)
 

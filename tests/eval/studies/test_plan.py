@@ -64,6 +64,8 @@ DATA = r"must be that of indep \({}\), since runs are compared on the same data 
         ({"model.config.vocab_size": 400}, rf"variants.b: model.config.vocab_size \(400\) {DATA.format(300)}"),
         ({"trainer.accumulate_grad_batches": 2, "trainer.val_check_interval": 4},
          rf"variants.b: tokens of a step \(128\) {DATA.format(64)}"),
+        ({"trainer.limit_train_batches": 3}, rf"variants.b: trainer.limit_train_batches \(3\) {DATA.format('None')}"),
+        ({"trainer.overfit_batches": 2}, rf"variants.b: trainer.overfit_batches \(2\) {DATA.format('0.0')}"),
         ({"model.config.num_experts_per_tok": 9}, r"variants.b: model.config.num_experts_per_tok \(9\) must be at"),
         ({"model.config.nothing": 9}, r"variants.b: --model.config.nothing \(9\) is not a known"),
         ({"model.schedule.warmup_steps": 11}, r"variants.b: model.schedule.warmup_steps \(11\)"),

@@ -4,15 +4,17 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pathmoe.training.run_record import RunRecord
 from pathmoe_eval.studies.plan import plan_variants
-from pathmoe_eval.studies.results import read_results
+from pathmoe_eval.studies.results import read_result
 from pathmoe_eval.studies.run_result import RunResult
 from pathmoe_eval.studies.runs import StudyRun, study_runs
 from pathmoe_eval.studies.study import read_study
@@ -48,6 +50,11 @@ def write_run(run: StudyRun, bits_per_byte: float) -> None:
     )
 
 
+def read_results(runs: Sequence[StudyRun], renew: bool = True) -> list[RunResult]:
+    """Of the runs that have one."""
+    return [result for run in runs if (result := read_result(run, renew=renew)) is not None]
+
+
 def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> None:
     study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
     runs = study_runs(study, plan_variants(study))
@@ -80,13 +87,26 @@ def test_a_result_stands_for_its_folder(write_study: WriteStudy) -> None:
     assert read_results(elsewhere) == [] and not elsewhere[0].is_finished
 
 
-def test_a_folder_that_is_there_is_read_anew(write_study: WriteStudy) -> None:
+def test_a_folder_that_is_there_is_read_anew_if_asked_for(write_study: WriteStudy) -> None:
     study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
     runs = study_runs(study, plan_variants(study))
     write_run(runs[0], 1.5)
     read_results(runs)
     shutil.rmtree(runs[0].folder)
     write_run(runs[0], 1.75)
+    (result,) = read_results(runs, renew=False)
+    assert result.figures["bits_per_byte"] == 1.5
     read_results(runs)
     kept = runs[0].kept()
     assert kept is not None and kept.figures["bits_per_byte"] == 1.75
+
+
+def test_a_damaged_folder_is_an_error_that_names_it(write_study: WriteStudy) -> None:
+    study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
+    run = study_runs(study, plan_variants(study))[0]
+    write_run(run, 1.5)
+    report = json.loads((run.evaluation_folder / "report.json").read_text())
+    del report["run"]["data_hash"]
+    (run.evaluation_folder / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=rf"{run.folder} \(KeyError\('data_hash'\)\) must be a whole run"):
+        read_result(run, renew=True)

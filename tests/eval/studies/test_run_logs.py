@@ -28,6 +28,11 @@ def test_later_logs_go_on_and_win(tmp_path: Path) -> None:
     assert learning_curve(tmp_path, 1) == {10: 5.0, 15: 4.0}
 
 
+def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, 0, "val/loss,lr,step\n5.0,0.1,9\n4.5,0.1,14\n4.0,0.")
+    assert learning_curve(tmp_path, 1) == {10: 5.0, 15: 4.5}
+
+
 def test_a_run_without_validations_has_no_curve(tmp_path: Path) -> None:
     assert learning_curve(tmp_path, 64) == {}
     write(tmp_path, 0, "step,train/loss\n4,6.1\n")

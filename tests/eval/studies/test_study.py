@@ -19,6 +19,13 @@ def test_a_study_is_what_its_file_says(write_study: WriteStudy) -> None:
     assert study.match is not None and (study.match.to, study.match.tolerance) == ("indep", 0.001)
     assert (study.evaluation.max_tokens, study.evaluation.perturbation_document_tokens) == (300, None)
     assert study.overrides == {"a.b": [1, 2]} and not study.allow_other_data
+    assert study.baselines == ["indep"]
+
+
+def test_another_baseline_takes_the_place_of_all(write_study: WriteStudy) -> None:
+    file = str(write_study(also_against=["path_b4"]))
+    assert read_study(file).baselines == ["indep", "path_b4"]
+    assert read_study(file, "path_b4").baselines == ["path_b4"]
 
 
 def test_shipped_studies_are_found_by_name() -> None:
@@ -35,6 +42,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [0, "a"]}, r"seeds \(\[0, 'a'\]\) in .* must be a list of whole numbers; change it"),
     ({"seeds": [True]}, r"seeds \(\[True\]\) in .* must be a list of whole numbers"),
     ({"baseline": "omni"}, r"baseline \(omni\) in .* must be one of the variants indep, path_b4"),
+    ({"also_against": ["omni"]}, r"also_against \(omni\) in .* must be one of the variants indep, path_b4"),
+    ({"also_against": ["indep"]},
+     r"also_against \(\['indep'\]\) in .* must name each variant once, and not baseline \(indep\); remove"),
     ({"variants": {}}, r"variants \({}\) in .* must name at least one variant; add it"),
     ({"variants": None}, r"variants \(None\) in .* must hold keys with their values; change it"),
     ({"variants": {"indep": None}}, r"variants.indep \(None\) in .* must hold keys with their values"),
@@ -73,7 +83,7 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], line: str, write_study: 
 
 
 def test_another_kind_of_file_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not a key of a study; it takes allow_other_data, base"):
+    with pytest.raises(ValueError, match=r"is not a key of a study; it takes allow_other_data, also_against, base"):
         read_study(str(folder / "mini.yaml"))
     with pytest.raises(ValueError, match=r"--config \(nowhere\) must be a file or one shipped config"):
         read_study("nowhere")

@@ -28,6 +28,13 @@ def test_a_study_of_which_nothing_is_there_is_reported(write_report: WriteReport
     assert 'class="plot"' not in (out / "index.html").read_text()
 
 
+def test_every_baseline_has_its_tables(write_report: WriteReport) -> None:
+    text = (write_report(BITS, also_against=["path_b4"]) / "report.md").read_text()
+    assert "compared with indep and path_b4" in text
+    for name in ("indep", "path\\_b4"):
+        assert text.count(f"**Bits per byte less those of {name}**") == text.count(f"**Less those of {name}**") == 1
+
+
 def test_runs_are_rows_of_a_csv(write_report: WriteReport) -> None:
     with (write_report(BITS) / "runs.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -41,7 +48,7 @@ def test_every_number_is_kept(write_report: WriteReport) -> None:
     numbers = json.loads((write_report(BITS) / "study.json").read_text())
     assert numbers["study"]["seeds"] == [0, 1] and len(numbers["variants"]) == 2
     assert numbers["variants"][0]["arguments"][-1] == "--trainer.max_steps=10"
-    best, _ = numbers["comparison"]
+    best, _ = numbers["comparison"]["indep"]
     assert best["name"] == "path_b4" and best["figures"]["bits_per_byte"]["difference"]["mean"] == -0.5
     assert numbers["runs"][0]["monitored"]["entropy_bits"] == [[64, 2.0], [128, 4.0]]
     assert numbers["runs"][0]["curve"] == [[64, 4.0 - 0.064], [128, 4.0 - 0.128], [192, 4.0 - 0.192]]
@@ -71,7 +78,7 @@ def test_a_picture_goes_with_its_runs(write_report: WriteReport) -> None:
 
 def test_the_terminal_is_told_in_short(make_results: MakeResults) -> None:
     bits = {"indep": {0: 2.0, 1: 2.2, 2: 2.1}, "path_b4": {0: 1.5}, "omni": {0: 1.9, 1: 2.2, 2: 2.0}}
-    assert summary_lines(compare_variants(make_results(bits), list(bits), "indep")) == [
+    assert summary_lines(compare_variants(make_results(bits), list(bits), ["indep"])["indep"]) == [
         "  path_b4  1.5000 bits per byte, 1 seed  -0.5000",
         "  omni     2.0333 bits per byte, 3 seeds  -0.0667 (-0.2101 to +0.0768), p 0.367",
         "  indep    2.1000 bits per byte, 3 seeds",

@@ -14,8 +14,8 @@ def test_what_was_logged_has_a_curve_and_a_table(make_results: MakeResults) -> N
     panels = [part for part in chapter.parts if isinstance(part, Panel)]
     assert [panel.title for panel in panels] == ["Learning curves", "Path entropy", "Load entropy"]
     tables = [part for part in chapter.parts if isinstance(part, Table)]
-    assert [table.title.split(",")[0] for table in tables] == ["Path entropy", "Load entropy"]
-    assert tables[0].rows == [
+    assert [table.title.split(",")[0] for table in tables] == ["Validation loss", "Path entropy", "Load entropy"]
+    assert tables[1].rows == [
         ["indep", Number("2.500", "2.000 to 3.000"), Number("5.000", "4.000 to 6.000")],
         ["path_b4", "1.500", "3.000"],
     ]
@@ -24,7 +24,7 @@ def test_what_was_logged_has_a_curve_and_a_table(make_results: MakeResults) -> N
 def test_variants_without_a_curve_are_left_out(make_results: MakeResults) -> None:
     first, *others = make_results(BITS)
     chapter = training_chapter([replace(first, monitored={}, curve={}), replace(others[1], monitored={})], list(BITS))
-    (panel,) = chapter.parts
+    panel, _ = chapter.parts
     assert isinstance(panel, Panel) and [one.name for one in panel.figure.data if one.name] == ["path_b4"]
     assert training_chapter([], list(BITS)).parts == []
 
