@@ -226,4 +226,4 @@ def _markdown(rows: Mapping[str, Sequence[SummaryRow | None]], reports: Mapping[
         rows=[[name, *map(_cell, of_reports)] for name, of_reports in rows.items()],
         reading="In brackets: the interval, over documents or forks, chance or a bound, and the sample.",
     )
-    return "\n\n".join(map(in_markdown, [*notes, table])) + "\n"
+    return "\n\n".join([*map(in_markdown, notes), in_markdown(table)]) + "\n"

@@ -54,7 +54,7 @@ def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
 
 
 def _truncation_rows(layers: Sequence[Section], tokens: int) -> list[SummaryRow]:
-    kept = next((one["truncation"]["kept"] for one in layers if "truncation" in one), [])
+    kept: Sequence[int] = next((one["truncation"]["kept"] for one in layers if "truncation" in one), [])
     few = [place for place, directions in enumerate(kept) if directions <= _FEW_DIRECTIONS][-1:]
     return [
         SummaryRow(
