@@ -73,7 +73,7 @@ def test_tables_follow_from_the_results(appendix: Path, content: dict[str, Any])
 
 @pytest.mark.parametrize("text", ["reproduction.md", "geometry.md"])
 def test_numbers_of_the_text_stand_in_the_tables(text: str) -> None:
-    """In each section, in what it links; those of a variant's row in a row of that variant, those of the paper aside."""
+    """In each section, in what it links; a variant's row in a row of that variant. The paper's own are left out."""
     sections = (ROOT / "docs" / text).read_text().split("\n## ")[1:]
     checked, missing = 0, []
     for section in sections:
