@@ -42,11 +42,10 @@ def read_result(run: StudyRun, *, renew: bool) -> RunResult | None:
 
 def _read(run: StudyRun) -> RunResult:
     report = read_report(run.evaluation_folder / REPORT_FILE)
-    reports, sections = [report], dict(report["sections"])
+    sections = dict(report["sections"])
     for name, folder in (("perturbation", run.perturbation_folder), ("geometry", run.geometry_folder)):
         if folder is not None:
-            reports.append(read_report(folder / REPORT_FILE))
-            sections[name] = reports[-1]["sections"][name]
+            sections[name] = read_report(folder / REPORT_FILE)["sections"][name]
     documents = [one for one in sections["perplexity"]["by_document"] if one["num_tokens"]]
     summary = json.loads((run.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     parts = read_record(run.folder).parts
@@ -60,23 +59,17 @@ def _read(run: StudyRun) -> RunResult:
         data_hash=report["run"]["data_hash"],
         nats_M=np.array([one["nats"] for one in documents]),
         bytes_M=np.array([one["num_bytes"] for one in documents]),
-        circumstances=_circumstances(parts) | _evaluators(reports),
+        circumstances=_circumstances(parts),
         data=parts[-1]["data"] if parts else {},
     )
 
 
 def _circumstances(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Each fact with its values over the parts of a run, in their order."""
+    commits = [
+        f"{part['git_commit']}{' with changes' if part.get('git_dirty') else ''}"
+        for part in parts
+        if part.get("git_commit")
+    ]
     facts = {fact: [str(part[fact]) for part in parts if part.get(fact) is not None] for fact in _FACTS}
-    found = {"commit": _commits(parts), **{fact: list(dict.fromkeys(values)) for fact, values in facts.items()}}
-    return {fact: values for fact, values in found.items() if values}
-
-
-def _evaluators(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    commits = _commits([report["run"].get("versions", {}) for report in reports])
-    return {"evaluated by": commits} if commits else {}
-
-
-def _commits(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    named = [one for one in facts if one.get("git_commit")]
-    return list(dict.fromkeys(f"{one['git_commit']}{' with changes' * bool(one.get('git_dirty'))}" for one in named))
+    return {fact: list(dict.fromkeys(values)) for fact, values in {"commit": commits, **facts}.items() if values}

@@ -40,8 +40,8 @@ class RunResult:
     bytes_M: NDArray[np.float64]
     """UTF-8 bytes of each."""
     circumstances: dict[str, list[str]]
-    """Commit, versions, threads and device of its training, and the commits that it was evaluated by: several where it
-    was stopped and gone on with under others."""
+    """Commit, versions, threads and device of its training: one value each, or several where it was stopped and gone on
+    with under others."""
     data: dict[str, Any]
     """What it was trained on, as its provenance has it: source, sizes, hashes."""
 

@@ -209,7 +209,7 @@ def _runs_table(report: StudyReport) -> Table:
 def _circumstances(report: StudyReport) -> list[str]:
     """Commits, versions and threads of the runs, of which there should be one each, and what they were trained on."""
     notes = []
-    for key in ("commit", "evaluated by", "torch", "python", "threads", "device"):
+    for key in ("commit", "torch", "python", "threads", "device"):
         found = sorted({value for result in report.results for value in result.circumstances.get(key, [])})
         if found:
             warning = ": runs differ in it, which may be what differs between them" if len(found) > 1 else ""

@@ -102,7 +102,7 @@ def test_what_exceeds_floats_is_none():
     json.dumps(asdict(result), allow_nan=False)
 
 
-@pytest.mark.parametrize(("routers", "num_routers", "word"), [((0, 1, 2), 3, "own"), ((0, 0, 1), 2, "construction")])
+@pytest.mark.parametrize(("routers", "num_routers", "word"), [((0, 1, 2), 3, "own"), ((0, 0, 1), 2, "agreement")])
 def test_permutations_stand_side_by_side_with_the_reason(routers, num_routers, word):
     layer, block = sums([[4.0, 9.0]], PER_LAYER, None), sums([[3.5, 8.0]], PER_BLOCK, None)
     result = found_in([3.0, 5.0], [2, 4], [layer, sums([[4.0, 9.0]]), block], routers)
