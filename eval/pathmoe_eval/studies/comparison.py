@@ -115,19 +115,21 @@ def _measured(runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult]) 
 
 
 def _measured_figure(factor: Factor | None, by_seed: dict[int, float], others: Mapping[int, float]) -> Measured:
-    def scaled(values: Mapping[int, float]) -> dict[int, float]:
-        return {seed: value if factor is None else factor.log(value) for seed, value in values.items()}
+    """Statistics of a figure, or of the logarithm of one that is a factor."""
 
-    def value(scaled: float) -> float:
-        return scaled if factor is None else factor.value(scaled)
+    def logs(values: Mapping[int, float]) -> Mapping[int, float]:
+        return values if factor is None else {seed: factor.log(value) for seed, value in values.items()}
 
-    own = scaled(by_seed)
+    def back(statistic: float) -> float:
+        return statistic if factor is None else factor.value(statistic)
+
+    own = logs(by_seed)
     ends = t_interval(list(own.values()))
     return Measured(
         by_seed=by_seed,
-        mean=value(statistics.fmean(own.values())),
-        interval=None if ends is None else (value(ends[0]), value(ends[1])),
-        difference=paired_difference(own, scaled(others)),
+        mean=back(statistics.fmean(own.values())),
+        interval=None if ends is None else (back(ends[0]), back(ends[1])),
+        difference=paired_difference(own, logs(others)),
     )
 
 

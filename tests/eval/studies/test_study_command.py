@@ -14,7 +14,11 @@ import yaml
 
 from pathmoe_eval.cli import main
 from pathmoe_eval.studies.figures import FIGURES
+from pathmoe_eval.studies.plan import plan_variants
+from pathmoe_eval.studies.runs import study_runs
+from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import MINI, STUDY, WriteStudy
+from tests.eval.studies.test_results import write_run
 
 DIVERGING = {"configs": ["path_b4"], "overrides": {"model.optimizer.lr": 1e30}}
 
@@ -85,6 +89,21 @@ def test_a_study_of_which_nothing_was_trained_is_reported(
     assert "runs/studies/mine/index.html: mine;" in shown.out and "4 of 4 runs are not finished" in shown.out
     assert "indep, seed 0: not begun" in Path("runs/studies/mine/report.md").read_text()
     assert not Path("runs/study-runs").exists()
+
+
+def test_a_damaged_run_is_told_and_the_rest_reported(
+    write_study: WriteStudy, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
+    damaged, whole, *_ = study_runs(study, plan_variants(study))
+    for run in (damaged, whole):
+        write_run(run, 1.5)
+    report = damaged.evaluation_folder / "report.json"
+    report.write_text(report.read_text().replace('"data_hash"', '"hash"'))
+    assert call("--report") == 1
+    assert "3 of 4 runs are not finished" in capsys.readouterr().out
+    assert f"damaged: {damaged.folder} (KeyError('data_hash')) must be a whole run" in runs()[0]["state"]
+    assert (runs()[1]["state"], runs()[1]["figures"]["bits_per_byte"]) == ("finished", 1.5)
 
 
 def test_a_script_is_printed_and_nothing_trained(
