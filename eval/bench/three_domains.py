@@ -17,13 +17,13 @@ _DOCUMENTS = 16
 
 
 def main() -> None:
-    """Write JSON lines with keys `text` and `domain` into the file that the argument names."""
+    """Write JSON lines with keys `text` and `domain` into the file of --out."""
     with_one_line_errors(_main)
 
 
 def _main() -> None:
     parser = OneLineParser(description="Write Python, C and English as JSON lines, for pathmoe-eval geometry.")
-    parser.add_argument("out", type=Path, help="File to write.")
+    parser.add_argument("--out", type=Path, required=True, help="File to write.")
     out: Path = parser.parse_args().out
     lines = [json.dumps({"text": text, "domain": domain}) for domain, text in documents()]
     out.write_text("\n".join(lines) + "\n")

@@ -37,7 +37,7 @@ def test_the_command_writes_them_as_json_lines(
     texts: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "three.jsonl"
-    monkeypatch.setattr(sys, "argv", ["three_domains.py", str(file)])
+    monkeypatch.setattr(sys, "argv", ["three_domains.py", "--out", str(file)])
     three_domains.main()
     assert capsys.readouterr().out == f"{file}: 48 documents\n"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -47,7 +47,7 @@ def test_the_command_writes_them_as_json_lines(
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["three_domains.py", f"{tmp_path}/none/three.jsonl"])
+    monkeypatch.setattr(sys, "argv", ["three_domains.py", "--out", f"{tmp_path}/none/three.jsonl"])
     with pytest.raises(SystemExit, match="2"):
         three_domains.main()
     assert capsys.readouterr().err.count("\n") == 1
