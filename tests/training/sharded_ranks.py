@@ -158,8 +158,8 @@ def fill(folder: Path, shape: dict[str, Any]) -> None:
         try:
             save_state(training.checkpoint(3), folder / "sync.ckpt", SaveOptions(), group)
         except Exception as error:
-            # A pipe has room for whatever a file has not.
-            print(f"{type(error).__name__}: {error}", flush=True)
+            # Standard output is a pipe, which has room for whatever a file has not.
+            _say(f"{type(error).__name__}: {error}")
 
     assert on_ranks(2, work) == [0, 0]
 
@@ -171,9 +171,14 @@ def apart(folder: Path, shape: dict[str, Any]) -> None:
         try:
             save_state(Training(shape, 0).checkpoint(3), folder / str(rank) / "last.ckpt", SaveOptions(), group)
         except OnAllRanksError as error:
-            print(error, flush=True)
+            _say(str(error))
 
     assert on_ranks(2, work) == [0, 0]
+
+
+def _say(line: str) -> None:
+    """Print of an unbuffered Python writes the newline apart from the line, and the other rank between the two."""
+    os.write(1, f"{line}\n".encode())
 
 
 def kill(folder: Path, victim: int) -> None:

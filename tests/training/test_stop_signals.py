@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -79,14 +80,15 @@ def test_a_worker_leaves_what_all_get_to_its_parent_and_ends_by_sigterm(signum: 
     def work(ready: Any) -> None:
         os.kill(os.getpid(), signum)
         ready.set()
-        signal.pause()
+        while True:  # of signal.pause, a signal that comes just before it would never wake it
+            time.sleep(0.01)
 
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     with stopping_at_once():
-        worker = context.Process(target=work, args=(ready,))
+        worker = context.Process(target=work, args=(ready,), daemon=True)
         worker.start()
         assert ready.wait(60)
         worker.terminate()
-        worker.join()
+        worker.join(60)
     assert worker.exitcode == -signal.SIGTERM
