@@ -1,10 +1,8 @@
 """The tables of docs/reproduction/ follow from the results beside them, and its text from the tables."""
 
-import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from docstring_parser.attrdoc import AttributeDocstrings
@@ -12,7 +10,7 @@ from docstring_parser.attrdoc import AttributeDocstrings
 from pathmoe_eval.studies.comparison import compare_variants
 from pathmoe_eval.studies.plan import plan_variants
 from pathmoe_eval.studies.results import read_result
-from pathmoe_eval.studies.runs import StudyRun, run_key
+from pathmoe_eval.studies.runs import kept_runs
 from pathmoe_eval.studies.study import read_study
 from pathmoe_eval.studies.study_report import StudyReport, markdown
 from tests.training.conftest import attribute_docstrings
@@ -29,24 +27,8 @@ def _parse_docstrings_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AttributeDocstrings, "get_attr_docs", staticmethod(attribute_docstrings))
 
 
-@pytest.fixture(scope="module")
-def content() -> dict[str, Any]:
-    """Hashes of the data that the runs were trained on, whatever data this interpreter's library would give."""
-    data = [json.loads(path.read_text())["data"] for path in sorted(RESULTS.glob("*.json"))]
-    found = [
-        {
-            "train": one["train"]["content_sha256"],
-            "validation": one["validation"]["content_sha256"],
-            "tokenizer": one["tokenizer_sha256"],
-        }
-        for one in data
-    ]
-    assert all(one == found[0] for one in found), "all runs read the same data"
-    return found[0]
-
-
 @pytest.mark.parametrize("appendix", APPENDICES, ids=lambda path: path.stem)
-def test_tables_follow_from_the_results(appendix: Path, content: dict[str, Any]) -> None:
+def test_tables_follow_from_the_results(appendix: Path) -> None:
     text = appendix.read_text()
     command, created = text.split("## How this was made\n\n")[1].strip().split("\n\n")
     command = command.replace("\\", "")
@@ -54,14 +36,7 @@ def test_tables_follow_from_the_results(appendix: Path, content: dict[str, Any])
     assert options["--results"] == str(RESULTS.relative_to(ROOT))
     study = read_study(str(ROOT / options["--config"]))
     variants = plan_variants(study)
-    runs = [
-        StudyRun(
-            variant=variant, seed=seed, evaluation=study.evaluation, key=run_key(variant.resolved, seed, content),
-            results=RESULTS,
-        )
-        for seed in study.seeds
-        for variant in variants
-    ]  # fmt: skip
+    runs = kept_runs(study, variants, RESULTS)
     results = [result for run in runs if (result := read_result(run, renew=False)) is not None]
     report = StudyReport(
         study=study, variants=variants, runs=runs, results=results, states={run.key: run.state() for run in runs},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,10 +156,8 @@ def plan_lines(study: Study, variants: list[PlannedVariant]) -> list[str]:
     quantity: Quantity = study.match.quantity if study.match is not None else "parameters"
     target = next(one.sizes.of(quantity) for one in variants if one.name == to)
     width = max(len(one.name) for one in variants)
-    first = variants[0]
     lines = [
-        f"{study.name}: {len(variants)} variants x {len(study.seeds)} seeds, {first.steps:,} steps of "
-        f"{first.tokens_per_step:,} tokens each",
+        f"{study.name}: {len(variants)} variants x {len(study.seeds)} seeds, {_steps(variants)}",
         f"{'':<{width}}  {'parameters':>15}  {'active':>15}  {'routers':>11}  {'FLOPs a token':>15}  "
         f"{quantity.replace('_', ' ')} less those of {to}",
     ]
@@ -171,3 +169,13 @@ def plan_lines(study: Study, variants: list[PlannedVariant]) -> list[str]:
             f"{sizes.router_parameters:>11,}  {sizes.flops:>15,}  {left:+,} ({left / target:+.3%}){matched}"
         )
     return lines
+
+
+def _steps(variants: Sequence[PlannedVariant]) -> str:
+    """Steps and their tokens; of which variants, where they differ."""
+    names: dict[str, list[str]] = {}
+    for one in variants:
+        names.setdefault(f"{one.steps:,} steps of {one.tokens_per_step:,} tokens", []).append(one.name)
+    if len(names) == 1:
+        return f"{next(iter(names))} each"
+    return ", ".join(f"{steps} ({', '.join(of_these)})" for steps, of_these in names.items())

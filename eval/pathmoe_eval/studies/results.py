@@ -42,10 +42,12 @@ def read_result(run: StudyRun, *, renew: bool) -> RunResult | None:
 
 def _read(run: StudyRun) -> RunResult:
     report = read_report(run.evaluation_folder / REPORT_FILE)
-    sections = dict(report["sections"])
+    sections, evaluations = dict(report["sections"]), [report["run"]]
     for name, folder in (("perturbation", run.perturbation_folder), ("geometry", run.geometry_folder)):
         if folder is not None:
-            sections[name] = read_report(folder / REPORT_FILE)["sections"][name]
+            other = read_report(folder / REPORT_FILE)
+            sections[name] = other["sections"][name]
+            evaluations.append(other["run"])
     documents = [one for one in sections["perplexity"]["by_document"] if one["num_tokens"]]
     summary = json.loads((run.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     parts = read_record(run.folder).parts
@@ -59,17 +61,23 @@ def _read(run: StudyRun) -> RunResult:
         data_hash=report["run"]["data_hash"],
         nats_M=np.array([one["nats"] for one in documents]),
         bytes_M=np.array([one["num_bytes"] for one in documents]),
-        circumstances=_circumstances(parts),
+        circumstances=_circumstances(parts, [one.get("versions", {}) for one in evaluations]),
         data=parts[-1]["data"] if parts else {},
     )
 
 
-def _circumstances(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Each fact with its values over the parts of a run, in their order."""
-    commits = [
-        f"{part['git_commit']}{' with changes' if part.get('git_dirty') else ''}"
-        for part in parts
-        if part.get("git_commit")
-    ]
+def _circumstances(
+    parts: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Each fact with its values over the parts of a run, in their order, and the commits of its evaluations."""
     facts = {fact: [str(part[fact]) for part in parts if part.get(fact) is not None] for fact in _FACTS}
-    return {fact: list(dict.fromkeys(values)) for fact, values in {"commit": commits, **facts}.items() if values}
+    found = {"commit": _commits(parts), "evaluation commit": _commits(evaluations), **facts}
+    return {fact: list(dict.fromkeys(values)) for fact, values in found.items() if values}
+
+
+def _commits(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{one['git_commit']}{' with changes' if one.get('git_dirty') else ''}"
+        for one in records
+        if one.get("git_commit")
+    ]

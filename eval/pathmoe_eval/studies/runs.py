@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pathmoe.data import TokenDataModule
-from pathmoe.data.cache import hash_of
 from pathmoe.data.sources import C_FUNCTIONS, PYTHON_STDLIB
 from pathmoe.training.checkpoint_io import saved_step
-from pathmoe.training.provenance import installed_version
 from pathmoe.training.run_folder import RUNS, has_checkpoint, resolve_checkpoint
 from pathmoe_eval.closing import SUMMARY_FILE
 from pathmoe_eval.evaluation.evaluated_data import HELD_OUT
 from pathmoe_eval.reports.report import REPORT_FILE, TRACE_FOLDER
-from pathmoe_eval.studies.plan import PLACES, PlannedVariant
+from pathmoe_eval.studies.plan import PlannedVariant
+from pathmoe_eval.studies.run_key import Origin, kept_origins, prepared_origin, run_key
 from pathmoe_eval.studies.run_result import RunResult, kept_result, name_of_result
 from pathmoe_eval.studies.study import Evaluation, Study
 
@@ -28,15 +26,6 @@ STUDY_RESULTS = RUNS / "study-results"
 """What is kept of finished runs, each in a file of that name."""
 
 FINISHED = "finished"
-
-_DIGITS = 16
-
-# How a run is watched and saved, and on what: nothing of what it learns.
-_NOT_OF_A_RUN = (
-    "checkpoint_every_n_steps", "checkpoint_keep_every_n_steps", "checkpoint_async", "peak_tflops", "seed_everything",
-)  # fmt: skip
-_NOT_OF_A_TRAINER = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary")
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
@@ -98,8 +87,11 @@ class StudyRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is trained, and evaluated as the study asks, here or where its result was kept."""
-        return self.is_complete or self.kept() is not None
+        """Whether it is trained, and evaluated as the study asks, here or where its result was kept, undamaged."""
+        try:
+            return self.is_complete or self.kept() is not None
+        except ValueError:
+            return False
 
     def _reports_to_write(self) -> list[list[str]]:
         """Arguments of Python for the reports that are not there, or that lack what comes last."""
@@ -181,43 +173,45 @@ def study_runs(study: Study, variants: Sequence[PlannedVariant], results: Path =
         variants: as planned.
         results: folder of what is kept of finished runs.
     """
-    contents: dict[str, dict[str, str | None]] = {}
+    origins: dict[str, Origin] = {}
+
+    def origin_of(data: dict[str, Any]) -> Origin:
+        named = json.dumps(data, sort_keys=True)
+        if named not in origins:
+            origins[named] = prepared_origin(data)
+        return origins[named]
+
+    return _runs(study, variants, results, origin_of)
+
+
+def kept_runs(study: Study, variants: Sequence[PlannedVariant], results: Path) -> list[StudyRun]:
+    """The same on the data and of the version of which most results are kept, with no data at hand.
+
+    Another interpreter has another library, and a release another version, so that results that came with a checkout
+    are of no run that would be trained there.
+
+    Returns:
+        All runs of the study; none where no result is one of its runs.
+    """
+    of_each = [_runs(study, variants, results, lambda _, origin=origin: origin) for origin in kept_origins(results)]
+    most = max(of_each, key=_num_kept, default=[])
+    return most if _num_kept(most) else []
+
+
+def _num_kept(runs: Sequence[StudyRun]) -> int:
+    return sum(run.result_file.is_file() for run in runs)
+
+
+def _runs(
+    study: Study,
+    variants: Sequence[PlannedVariant],
+    results: Path,
+    origin_of: Callable[[dict[str, Any]], Origin],
+) -> list[StudyRun]:
     runs = []
     for seed in study.seeds:
         for variant in variants:
             data = {**variant.resolved["data"], "vocab_size": variant.resolved["model"]["config"]["vocab_size"]}
-            named = json.dumps(data, sort_keys=True)
-            if named not in contents:
-                contents[named] = _content_of(data)
-            key = run_key(variant.resolved, seed, contents[named])
+            key = run_key(variant.resolved, seed, origin_of(data))
             runs.append(StudyRun(variant=variant, seed=seed, evaluation=study.evaluation, key=key, results=results))
     return runs
-
-
-def _content_of(data: dict[str, Any]) -> dict[str, str | None]:
-    """Hashes of the content of prepared data; of a stream only the validation's."""
-    module = TokenDataModule(**data)
-    module.prepare_data()
-    module.setup()
-    manifest = module.manifest
-    return {
-        "train": None if manifest.train is None else manifest.train.content_sha256,
-        "validation": manifest.validation.content_sha256,
-        "tokenizer": manifest.tokenizer_sha256,
-    }
-
-
-def run_key(resolved: Mapping[str, Any], seed: int, content: Mapping[str, Any]) -> str:
-    """Hash of all that decides what a run learns and what it tells of it.
-
-    Args:
-        resolved: its configuration. Places, loggers and names are left out, and how the run is saved.
-        seed: of the run.
-        content: hashes of its data; those of documents and tokenizer stand for their names. None as `train`, for data
-            that is streamed, leaves the names in.
-    """
-    unread = PLACES if content["train"] is None else (*PLACES, "source", "tokenizer")
-    kept = {key: value for key, value in resolved.items() if key not in _NOT_OF_A_RUN}
-    kept["data"] = {key: value for key, value in resolved["data"].items() if key not in unread}
-    kept["trainer"] = {key: value for key, value in resolved["trainer"].items() if key not in _NOT_OF_A_TRAINER}
-    return hash_of(kept, seed, dict(content), installed_version("pathmoe"))[:_DIGITS]

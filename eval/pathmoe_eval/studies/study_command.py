@@ -15,7 +15,7 @@ from pathmoe_eval.studies.execution import Outcome, carry_out, error_in, log_of
 from pathmoe_eval.studies.plan import plan_lines, plan_variants
 from pathmoe_eval.studies.results import read_result
 from pathmoe_eval.studies.run_result import RunResult
-from pathmoe_eval.studies.runs import FINISHED, STUDIES, StudyRun, study_runs
+from pathmoe_eval.studies.runs import FINISHED, STUDIES, StudyRun, kept_runs, study_runs
 from pathmoe_eval.studies.slurm_script import slurm_script
 from pathmoe_eval.studies.study import Study
 from pathmoe_eval.studies.study_report import MARKDOWN_FILE, PAGE_FILE, StudyReport, summary_lines, write_study_report
@@ -75,7 +75,10 @@ def study_command(
     runs = study_runs(study, variants, results)
     folder = STUDIES / study.name if out is None else out
     left = [run for run in runs if not run.is_finished]
-    if len(left) == len(runs) and (others := len(list(results.glob("*.json")))):
+    if len(left) == len(runs) and mode == "report" and (kept := kept_runs(study, variants, results)):
+        sys.stderr.write(f"note: reporting runs in {results} on other data (of another interpreter) or versions\n")
+        runs = kept
+    elif len(left) == len(runs) and (others := len(list(results.glob("*.json")))):
         sys.stderr.write(
             f"note: {results} has {others} results, but none of these runs: they are of other data (another "
             "interpreter's library, too), settings or versions\n"

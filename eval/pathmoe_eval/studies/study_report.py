@@ -95,9 +95,12 @@ def markdown(report: StudyReport, compared: Compared) -> str:
 
 
 def _subtitle(report: StudyReport) -> str:
-    study, first = report.study, report.variants[0]
+    study = report.study
+    # Steps of different sizes can't all end at the same token.
+    tokens = sorted({variant.steps * variant.tokens_per_step for variant in report.variants})
+    least_to_most = " to ".join(f"{number:,}" for number in dict.fromkeys((tokens[0], tokens[-1])))
     return (
-        f"{len(study.variants)} variants x {len(study.seeds)} seeds · {first.steps * first.tokens_per_step:,} training "
+        f"{len(study.variants)} variants x {len(study.seeds)} seeds · {least_to_most} training "
         f"tokens each · compared with {' and '.join(study.baselines)} · {len(report.results)} of {len(report.runs)} "
         "runs finished"
     )
@@ -144,6 +147,8 @@ def _notes(report: StudyReport) -> list[str]:
         )
     if report.results and not all(result.curve for result in report.results):
         notes.append("Runs without Lightning's CSVLogger have no learning curve and no roughness.")
+    if len({variant.tokens_per_step for variant in report.variants}) > 1:
+        notes.append("Steps are of different numbers of tokens, so that the roughness of variants does not compare.")
     if len(report.study.seeds) < 3:
         notes.append("With fewer than three seeds intervals are so wide that hardly anything can be told.")
     return notes
@@ -209,7 +214,7 @@ def _runs_table(report: StudyReport) -> Table:
 def _circumstances(report: StudyReport) -> list[str]:
     """Commits, versions and threads of the runs, of which there should be one each, and what they were trained on."""
     notes = []
-    for key in ("commit", "torch", "python", "threads", "device"):
+    for key in ("commit", "evaluation commit", "torch", "python", "threads", "device"):
         found = sorted({value for result in report.results for value in result.circumstances.get(key, [])})
         if found:
             warning = ": runs differ in it, which may be what differs between them" if len(found) > 1 else ""

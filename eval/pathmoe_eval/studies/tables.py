@@ -98,7 +98,7 @@ PAIRED = (
     "seeds, so that the t interval leads. The effect is Cohen's d_z of the pairs with Hedges' correction. p is that of "
     "the paired t test, two-sided. Detectable is the true difference that this test would have found with a "
     f"probability of {POWER:.0%} at the level {ALPHA}, before any correction, if the deviation of the pairs is the one "
-    "observed: a smaller difference can't be told here."
+    "observed; smaller ones it finds less often, and with the correction all of them."
 )
 """Above `paired_table`."""
 

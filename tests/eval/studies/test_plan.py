@@ -84,7 +84,10 @@ def test_variants_that_would_not_compare_are_refused(
 def test_other_data_may_be_asked_for(write_study: WriteStudy) -> None:
     variants = {"indep": {"configs": ["indep"]}, "b": {"overrides": {"data.sequence_length": 16}}}
     study = read_study(str(write_study(variants=variants, allow_other_data=True)))
-    assert [variant.steps for variant in plan_variants(study)] == [10, 20], "equal tokens all the same"
+    planned = plan_variants(study)
+    assert [variant.steps for variant in planned] == [10, 20], "equal tokens all the same"
+    steps = "10 steps of 64 tokens (indep), 20 steps of 32 tokens (b)"
+    assert plan_lines(study, planned)[0] == f"mine: 2 variants x 2 seeds, {steps}"
 
 
 def test_places_of_data_may_differ(write_study: WriteStudy) -> None:

@@ -20,7 +20,10 @@ from pathmoe_eval.studies.runs import StudyRun, study_runs
 from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import DATA, WriteStudy
 
-RUN = {"command": "", "model": "m", "data": "held-out", "num_tokens": 90, "data_hash": "abc"}
+RUN = {
+    "command": "", "model": "m", "data": "held-out", "num_tokens": 90, "data_hash": "abc",
+    "versions": {"git_commit": "c", "git_dirty": False},
+}  # fmt: skip
 DOCUMENTS = [
     {"nats": 6.0, "num_bytes": 4.0, "num_tokens": 3}, {"nats": 0.0, "num_bytes": 0.0, "num_tokens": 0},
     {"nats": 2.0, "num_bytes": 5.0, "num_tokens": 1},
@@ -69,7 +72,9 @@ def test_finished_runs_are_read_and_others_left_out(write_study: WriteStudy) -> 
     assert (first.nats_M.tolist(), first.bytes_M.tolist()) == ([6.0, 2.0], [4.0, 5.0]), "documents that were scored"
     assert first.curve == {640: 5.0} and first.monitored == {"alignment": {320: 0.5}}
     assert (first.num_tokens, first.data_hash) == (90, "abc")
-    assert first.circumstances == {"commit": ["a with changes", "b"], "torch": ["2.13"], "threads": ["2", "1"]}
+    assert first.circumstances == {
+        "commit": ["a with changes", "b"], "evaluation commit": ["c"], "torch": ["2.13"], "threads": ["2", "1"],
+    }  # fmt: skip
     assert first.data == DATA
 
 

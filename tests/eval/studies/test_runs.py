@@ -1,6 +1,5 @@
-"""The runs of a study: what makes two of them the same, where they lie, and what they lack."""
+"""The runs of a study: where they lie, which of them are the same, and what they lack."""
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -8,60 +7,11 @@ from typing import Any
 
 import pytest
 
-from pathmoe.training.resolution import resolved_fit
 from pathmoe_eval.studies.plan import plan_variants
-from pathmoe_eval.studies.runs import StudyRun, run_key, study_runs
+from pathmoe_eval.studies.run_key import Origin, run_key
+from pathmoe_eval.studies.runs import StudyRun, kept_runs, study_runs
 from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import WriteStudy
-
-CONTENT = {"train": "a", "validation": "b", "tokenizer": "c"}
-
-
-@pytest.fixture(scope="module")
-def resolved() -> dict[str, Any]:
-    return resolved_fit(["--config=tiny", "--config=path_b4"])
-
-
-def changed(resolved: dict[str, Any], dotted_key: str, value: Any) -> dict[str, Any]:
-    *sections, key = dotted_key.split(".")
-    found = changing = copy.deepcopy(resolved)
-    for section in sections:
-        changing = changing[section]
-    assert key in changing
-    changing[key] = value
-    return found
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("data.cache_dir", "elsewhere"), ("data.num_workers", 1), ("data.source", "moved.jsonl"),
-        ("data.tokenizer", "tokenizers/moved"), ("trainer.logger", False), ("trainer.enable_progress_bar", False),
-        ("trainer.default_root_dir", "x"), ("checkpoint_every_n_steps", 7), ("checkpoint_async", True),
-        ("peak_tflops", 100.0), ("seed_everything", 5),
-    ],
-)  # fmt: skip
-def test_where_and_how_a_run_is_kept_is_not_what_it_is(key: str, value: Any, resolved: dict[str, Any]) -> None:
-    assert run_key(changed(resolved, key, value), 0, CONTENT) == run_key(resolved, 0, CONTENT)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("model.optimizer.lr", 0.5), ("model.config.layers_per_router", 2), ("trainer.max_steps", 361),
-        ("data.sequence_length", 128), ("data.validation_fraction", 0.1), ("trainer.precision", "bf16-mixed"),
-    ],
-)  # fmt: skip
-def test_what_a_run_learns_is_what_it_is(key: str, value: Any, resolved: dict[str, Any]) -> None:
-    assert run_key(changed(resolved, key, value), 0, CONTENT) != run_key(resolved, 0, CONTENT)
-
-
-def test_seed_and_content_are_part_of_a_run(resolved: dict[str, Any]) -> None:
-    keys = {run_key(resolved, seed, CONTENT | {"train": train}) for seed in (0, 1) for train in ("a", "z")}
-    assert len(keys) == 4
-    # Of a stream nobody knows the content, so that its name stands for it.
-    stream = CONTENT | {"train": None}
-    assert run_key(changed(resolved, "data.source", "moved"), 0, stream) != run_key(resolved, 0, stream)
 
 
 def runs_of(file: Path) -> list[StudyRun]:
@@ -147,7 +97,7 @@ def test_shipped_studies_share_their_runs() -> None:
     for name in ("routers_tiny", "top_paths_tiny", "block_size_tiny", "learning_rates_tiny"):
         study = read_study(name)
         variants = plan_variants(study)
-        keys[name] = {variant.name: run_key(variant.resolved, 0, CONTENT) for variant in variants}
+        keys[name] = {variant.name: run_key(variant.resolved, 0, Origin("a", "b", "c", "1.0")) for variant in variants}
         assert study.evaluation == read_study("routers_tiny").evaluation, "else their results are not the same"
     assert keys["top_paths_tiny"].items() <= keys["routers_tiny"].items(), "it trains nothing of its own"
     assert keys["block_size_tiny"]["b4"] == keys["learning_rates_tiny"]["path_b4"] == keys["routers_tiny"]["path_b4"]

@@ -1,11 +1,13 @@
 """`pathmoe-eval study`: real runs in processes, killed and gone on with, one variant failing; and what is refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import yaml
 from pathmoe_eval.cli import main
 from pathmoe_eval.studies.figures import FIGURES
 from pathmoe_eval.studies.plan import plan_variants
+from pathmoe_eval.studies.results import read_result
+from pathmoe_eval.studies.run_key import Origin, run_key
+from pathmoe_eval.studies.run_result import keep_result
 from pathmoe_eval.studies.runs import study_runs
 from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import MINI, STUDY, WriteStudy
@@ -104,6 +109,42 @@ def test_a_damaged_run_is_told_and_the_rest_reported(
     assert "3 of 4 runs are not finished" in capsys.readouterr().out
     assert f"damaged: {damaged.folder} (KeyError('data_hash')) must be a whole run" in runs()[0]["state"]
     assert (runs()[1]["state"], runs()[1]["figures"]["bits_per_byte"]) == ("finished", 1.5)
+
+
+def test_a_damaged_result_is_told_and_its_run_would_be_carried_out(
+    write_study: WriteStudy, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = read_study(str(write_study()))
+    run = study_runs(study, plan_variants(study))[0]
+    run.result_file.parent.mkdir(parents=True)
+    run.result_file.write_text('{"format": 1')
+    assert call("--report") == 1
+    assert f"damaged: {run.result_file} (damaged) must be a result" in runs()[0]["state"]
+    assert call("--slurm") == 0
+    assert "fit --config=" in capsys.readouterr().out
+
+
+def test_results_of_other_data_are_reported_where_there_are_none_of_this(
+    write_study: WriteStudy, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = read_study(str(write_study(evaluation={"perturbation_document_tokens": 40})))
+    origin = Origin(train="a", validation="b", tokenizer="c", version="0.0.1")
+    data = {
+        "source": "elsewhere", "tokenizer_sha256": "c", "train": {"content_sha256": "a", "targets": 9},
+        "validation": {"content_sha256": "b", "documents": 2},
+    }  # fmt: skip
+    (run, *_), variants = study_runs(study, plan_variants(study)), plan_variants(study)
+    elsewhere = replace(run, key=run_key(variants[0].resolved, 0, origin), results=Path("kept"))
+    write_run(elsewhere, 1.5)
+    result = read_result(elsewhere, renew=True)
+    assert result is not None
+    keep_result(elsewhere.result_file, replace(result, data=data, circumstances={"pathmoe": ["0.0.1"]}))
+    shutil.rmtree(elsewhere.folder)
+    assert call("--report", "--results", "kept") == 0
+    shown = capsys.readouterr()
+    assert "note: reporting runs in kept on other data (of another interpreter) or versions\n" in shown.err
+    assert "3 of 4 runs are not finished" in shown.out
+    assert (runs()[0]["state"], runs()[0]["figures"]["bits_per_byte"]) == ("finished", 1.5)
 
 
 def test_a_script_is_printed_and_nothing_trained(

@@ -35,6 +35,15 @@ def test_every_baseline_has_its_tables(write_report: WriteReport) -> None:
         assert text.count(f"**Bits per byte less those of {name}**") == text.count(f"**Less those of {name}**") == 1
 
 
+def test_steps_of_different_sizes_are_told(write_report: WriteReport) -> None:
+    assert "· 640 training tokens each ·" in (text := (write_report({}) / "report.md").read_text())
+    assert "does not compare" not in text
+    variants = {"indep": {"configs": ["indep"]}, "path_b4": {"overrides": {"data.sequence_length": 96}}}
+    text = (write_report({}, variants=variants, allow_other_data=True) / "report.md").read_text()
+    assert "· 640 to 768 training tokens each ·" in text
+    assert "Steps are of different numbers of tokens, so that the roughness of variants does not compare." in text
+
+
 def test_runs_are_rows_of_a_csv(write_report: WriteReport) -> None:
     with (write_report(BITS) / "runs.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
