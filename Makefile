@@ -82,7 +82,11 @@ APPENDICES := headline_tiny routers_tiny balance_tiny block_size_tiny experts_pe
 reproduction: setup  ## write the tables of docs/reproduction/ from the results there
 	@for study in $(APPENDICES); do \
 	  $(PY) -m pathmoe_eval study --config configs/studies/$$study.yaml --report --results docs/reproduction/results \
-	    --out runs/reproduction/$$study && cp runs/reproduction/$$study/report.md docs/reproduction/$$study.md || exit 1; \
+	    --out runs/reproduction/$$study || exit 1; \
+	  if grep -q '^Not finished' runs/reproduction/$$study/report.md; then \
+	    echo "error: $$study has runs without results, which runs/reproduction/$$study/report.md names"; exit 1; \
+	  fi; \
+	  cp runs/reproduction/$$study/report.md docs/reproduction/$$study.md; \
 	done
 	@cp runs/reproduction/headline_tiny/picture.svg docs/headline.svg
 

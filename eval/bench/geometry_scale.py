@@ -78,7 +78,7 @@ def geometry_lines(num_tokens: int, hidden_size: int, num_experts: int, k: int) 
         f"seconds                      {seconds:,.1f}",
         f"peak memory, MiB             {peak / 2**20:,.0f}, with what is mapped of the states",
         f"states, MiB                  {sum(x.nbytes for x in files.states.values()) / 2**20:,.0f}",
-        f"pairs beyond the bound       {bound['violations_row'] + bound['violations_full']}",
+        f"pairs beyond the bound       {bound['violations_row'] + bound['violations_below']}",
     ]
 
 

@@ -205,8 +205,10 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_geometry_is_added_on_request_and_leaves_the_rest() -> None:
     model = fresh_model()
     plain, found = monitor(model, random_batches()), monitor(model, random_batches(), geometry=True)
-    added = {name: found.pop(name) for name in ("shared_state_energy", "shared_logit_energy", "alignment")}
+    names = ("shared_state_energy", "shared_logit_energy", "mean_state_energy", "mean_logit_energy", "alignment")
+    added = {name: found.pop(name) for name in names}
     assert found == plain
+    assert added["mean_state_energy"] < added["shared_state_energy"] and 0 < added["mean_logit_energy"] < 1
     assert 1 / 16 < added["shared_state_energy"] < 1 and 0 < added["shared_logit_energy"] < 1 and added["alignment"] > 0
 
 

@@ -14,16 +14,9 @@ from pathmoe import PathMoEConfig, PathMoEForCausalLM
 from pathmoe.data import train_bpe
 from pathmoe.training.export import export_model
 from pathmoe_eval.cli import main
+from tests.eval.downstream.test_task_list import task
 
 QUESTIONS = [{"context": f"{n} + 1 =", "choices": [str(n + 1), str(n + 2)], "answer": 0} for n in range(8)]
-
-
-def task(name: str, file: str = "questions.jsonl", **changes: Any) -> dict[str, Any]:
-    return {
-        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": file}, "test_split": "train",
-        "output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices",
-        "doc_to_target": "answer", "metric_list": [{"metric": "acc"}],
-    } | changes  # fmt: skip
 
 
 def save_model(folder: Path, seed: int = 0) -> None:

@@ -130,7 +130,7 @@ def _layer(
         "token_pairs": _token_pairs(files, layer, router, logit_precision, options),
         **_sequences(files, layer, router, options),
     }
-    if (aligned := alignment(directions, router.centred_ED, files.num_tokens)) is not None:
+    if (aligned := alignment(directions, router.centred_ED)) is not None:
         found["alignment"] = asdict(aligned)
     if router.kind == "linear" and router.centred_ED is not None:
         states = (states_ND[rows] for rows in files.chunks(layer))

@@ -57,9 +57,11 @@ def distance_bound(pairs: TokenPairs, router: RouterMap, rounding: float) -> Dis
     if router.kind != "linear" or router.centred_ED is None or not len(router.visible_RD):
         return None
     num_experts, hidden_size = router.centred_ED.shape
-    singular = np.linalg.svd(router.centred_ED, compute_uv=False)[: len(router.visible_RD)]
-    scale = np.sqrt(hidden_size / num_experts)
-    largest, smallest = float(singular[0] * scale), float(singular[-1] * scale)
+    rank = len(router.visible_RD)
+    singular = np.sqrt(hidden_size / num_experts) * np.linalg.svd(router.centred_ED, compute_uv=False)
+    largest, smallest = float(singular[0]), float(singular[rank - 1])
+    # Directions that the row space leaves out as rounding are in the logits all the same.
+    unseen_P = singular[rank:].max(initial=0.0) * pairs.distance["full"]
     above_row_P, above_full_P = largest * pairs.distance["row"], largest * pairs.distance["full"]
     below_P = smallest * pairs.distance["row"]
     found_P = pairs.logit_distance_P
@@ -67,7 +69,7 @@ def distance_bound(pairs: TokenPairs, router: RouterMap, rounding: float) -> Dis
         num_pairs=len(found_P),
         largest_gain=largest,
         smallest_gain=smallest,
-        violations_row=int((found_P > above_row_P + rounding).sum()),
+        violations_row=int((found_P > above_row_P + unseen_P + rounding).sum()),
         violations_full=int((found_P > above_full_P + rounding).sum()),
         violations_below=int((found_P < below_P - rounding).sum()),
         tightness_row=_quantiles(found_P, above_row_P),

@@ -25,8 +25,8 @@ class ExplainedOverlap:
     mean_overlap: float
     """Over all pairs."""
     share: dict[str, float | None]
-    """By space, and `logits` for the distance of centred logits, which is what the best space could explain. None where
-    overlap does not vary, or all distances are equal."""
+    """By space, and `logits` for the distance of centred logits: the row space as the router weighs its directions.
+    None where overlap does not vary, or all distances are equal."""
     curve: dict[str, tuple[tuple[float, float, float], ...]]
     """Mean distance, mean overlap and mean distance of centred logits of each bin, by space."""
 

@@ -106,17 +106,16 @@ def input_response(
 
 def _response(layer: int, sums: _LayerSums, router: RouterMap | None, domains: Sequence[str]) -> InputResponse:
     assert router is not None, "layers without a router are left out"
-    number = sums.moments.num_tokens
     directions = singular_directions(sums.moments)
     shared = shared_direction(directions, router.centred_ED)
-    aligned = alignment(directions, router.centred_ED, number)
+    aligned = alignment(directions, router.centred_ED)
     totals_M1 = sums.visits_ME.sum(axis=1, keepdims=True)
     # Visits of a token are as many for all, so that any number of them gives the same cosine.
     pairs = sequence_pairs(sums.pooled_MD, sums.visits_ME / totals_M1, 1, domains, router)
     return InputResponse(
         layer=layer,
-        confidence=sums.confidence / number,
-        logit_size=float(np.sqrt(sums.squares / number)),
+        confidence=sums.confidence / directions.num_tokens,
+        logit_size=float(np.sqrt(sums.squares / directions.num_tokens)),
         alignment=None if aligned is None else aligned.total,
         state_energy=shared.state_energy,
         logit_energy=shared.logit_energy,

@@ -11,6 +11,8 @@ _OF_LAYERS = {
     "directions": {
         "shared_state_energy": "shared_direction.state_energy",
         "shared_logit_energy": "shared_direction.logit_energy",
+        "mean_state_energy": "shared_direction.mean_state_energy",
+        "mean_logit_energy": "shared_direction.mean_logit_energy",
         "alignment": "alignment.total",
     },
     "pairs": {
@@ -32,24 +34,32 @@ _OF_LAYERS = {
         "expert_most_frequent": "probes.most_frequent.expert",
         "next_control": "probes.accuracy.next expert.control.accuracy",
         "next_content": "probes.accuracy.next expert.content.accuracy",
+        "next_random": "probes.accuracy.next expert.random.accuracy",
+        "next_most_frequent": "probes.most_frequent.next expert",
         "token_control": "probes.accuracy.token.control.accuracy",
         "token_content": "probes.accuracy.token.content.accuracy",
         "token_random": "probes.accuracy.token.random.accuracy",
+        "token_most_frequent": "probes.most_frequent.token",
     },
 }
 # Pairs above the bound of the full space are above that of the row space, too.
 _VIOLATIONS = ("violations_row", "violations_below")
 _OF_STEPS = ("router_overlap", "step_row", "step_null")
-_OF_SHARED_STEPS = ("agreement", "predicted_agreement", "agreement_null", "retained")
+_OF_SHARED_STEPS = {
+    "agreement": "agreement", "predicted_agreement": "predicted_agreement", "agreement_null": "agreement_null",
+    "retained": "retained", "seen_overlap": "seen_overlap", "seen_overlap_null": "seen_overlap_null",
+    "shared_step_row": "step_row", "shared_step_null": "step_null",
+}  # fmt: skip
 
 
 def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Figures by group and name: `directions`, `pairs` and `probes`, means over the layers that have them, and `steps`.
 
     `pairs.violations` is a count: pairs beyond a bound of Proposition 1, of all layers. `steps` are means over
-    neighbouring layers: `router_overlap`, `step_row` and `step_null` over all of them, and `agreement`,
-    `predicted_agreement`, `agreement_null`, `retained` and `prediction_error` (the mean absolute difference of the
-    first two) over those that share a router. None stands for what no layer has.
+    neighbouring layers: `router_overlap`, `step_row` and `step_null` over all of them, and over those that share a
+    router `agreement`, `predicted_agreement`, `prediction_error` (the mean absolute difference of the two),
+    `agreement_null`, `retained`, `seen_overlap`, `seen_overlap_null`, `shared_step_row` and `shared_step_null`. None
+    stands for what no layer has.
 
     Args:
         section: as `analyse_geometry` gives it.
@@ -67,7 +77,7 @@ def model_means(section: Mapping[str, Any]) -> dict[str, dict[str, float | None]
     shared = [step for step in steps if step["predicted_agreement"] is not None]
     means["steps"] = {
         **{name: _mean([step[name] for step in steps]) for name in _OF_STEPS},
-        **{name: _mean([step[name] for step in shared]) for name in _OF_SHARED_STEPS},
+        **{name: _mean([step[key] for step in shared]) for name, key in _OF_SHARED_STEPS.items()},
         "prediction_error": _mean([abs(step["agreement"] - step["predicted_agreement"]) for step in shared]),
     }
     return means

@@ -1,4 +1,4 @@
-"""Second moments of hidden states, added up chunk by chunk, and their singular directions.
+"""First and second moments of hidden states, added up chunk by chunk, and their singular directions.
 
 N states of width D are far more than fit in memory, but their Gram matrix is D by D, and its eigenvectors are the right
 singular vectors of the matrix of all states.
@@ -21,6 +21,7 @@ class StateMoments:
 
     def __init__(self, hidden_size: int) -> None:
         self.num_tokens = 0
+        self.sum_D = np.zeros(hidden_size)
         self.gram_DD = np.zeros((hidden_size, hidden_size))
 
     def update(self, states_ND: NDArray[np.floating]) -> None:
@@ -34,22 +35,26 @@ class StateMoments:
         if not np.isfinite(states_ND).all():
             raise ValueError("states (not finite) must be finite; load the model in a wider dtype")
         wide_ND = states_ND.astype(np.float64)
-        self.add(len(states_ND), wide_ND.T @ wide_ND)
+        self.add(len(states_ND), wide_ND.sum(axis=0), wide_ND.T @ wide_ND)
 
-    def add(self, num_tokens: int, gram_DD: Matrix) -> None:
-        """Add a chunk of states by its Gram matrix."""
+    def add(self, num_tokens: int, sum_D: NDArray[np.float64], gram_DD: Matrix) -> None:
+        """Add a chunk of states by its sum and its Gram matrix."""
         self.num_tokens += num_tokens
+        self.sum_D += sum_D
         self.gram_DD += gram_DD
 
     def merge(self, other: StateMoments) -> None:
         """Add everything that `other`, of the same width, has counted."""
-        self.add(other.num_tokens, other.gram_DD)
+        self.add(other.num_tokens, other.sum_D, other.gram_DD)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SingularDirections:
-    """The singular value decomposition of the matrix of all states, without its left side."""
+    """The singular value decomposition of the matrix of all states, without its left side, and their mean."""
 
+    num_tokens: int
+    mean_D: NDArray[np.float64]
+    """State; where tokens share much, the first direction is near it."""
     values_V: NDArray[np.float64]
     """Singular values, descending; those that are rounding are left out."""
     directions_VD: Matrix
@@ -76,4 +81,9 @@ def singular_directions(moments: StateMoments) -> SingularDirections:
     if not moments.num_tokens or squares_D[0] <= 0:
         raise ValueError(f"states ({moments.num_tokens} tokens) must hold one that differs from zero; pass other text")
     kept_D = squares_D > len(squares_D) * np.finfo(np.float64).eps * squares_D[0]
-    return SingularDirections(values_V=np.sqrt(squares_D[kept_D]), directions_VD=vectors_DD[:, kept_D].T)
+    return SingularDirections(
+        num_tokens=moments.num_tokens,
+        mean_D=moments.sum_D / moments.num_tokens,
+        values_V=np.sqrt(squares_D[kept_D]),
+        directions_VD=vectors_DD[:, kept_D].T,
+    )

@@ -20,6 +20,9 @@ from pathmoe_eval.geometry.moments import StateMoments, singular_directions
 from pathmoe_eval.geometry.router_map import RouterMap
 from pathmoe_eval.traces.moe_layers import moe_layers
 
+_OF_STATES = ("shared_state_energy", "mean_state_energy")
+_OF_LOGITS = ("shared_logit_energy", "mean_logit_energy", "alignment")
+
 
 class GeometrySums:
     """Moments of what the routers of a model are handed, layer by layer."""
@@ -44,7 +47,8 @@ class GeometrySums:
     def _see(self, layer: int, block: nn.Module, args: tuple[Any, ...]) -> None:
         x_TD = args[0].detach().flatten(0, -2).float()
         # Multiplied where the states are, which are far larger than the product.
-        self.moments[layer].add(len(x_TD), (x_TD.T @ x_TD).cpu().double().numpy())
+        sum_D, gram_DD = (of_chunk.cpu().double().numpy() for of_chunk in (x_TD.sum(dim=0), x_TD.T @ x_TD))
+        self.moments[layer].add(len(x_TD), sum_D, gram_DD)
 
     def merge(self, other: GeometrySums) -> None:
         """Add everything that `other`, of the same model, has counted."""
@@ -52,9 +56,10 @@ class GeometrySums:
             moments.merge(other.moments[layer])
 
     def figures(self) -> dict[str, dict[int, float]]:
-        """By name and layer, for layers with a router of their own; routers without a matrix have the first alone.
+        """By name and layer, for layers with a router of their own; those without a matrix have the ones of states.
 
-        `shared_state_energy` and `shared_logit_energy`: see `SharedDirection`; `alignment`: the total of `Alignment`.
+        `shared_state_energy`, `shared_logit_energy`, `mean_state_energy` and `mean_logit_energy`: see
+        `SharedDirection`; `alignment`: the total of `Alignment`.
         Not a number where states are none, which must not end a training that may yet recover.
         """
         found: dict[str, dict[int, float]] = {}
@@ -68,13 +73,15 @@ class GeometrySums:
 def _figures(moments: StateMoments, router: RouterMap | None) -> dict[str, float | None]:
     assert router is not None, "layers without a router are left out"
     if not np.isfinite(moments.gram_DD).all():
-        undefined = None if router.centred_ED is None else math.nan
-        return {"shared_state_energy": math.nan, "shared_logit_energy": undefined, "alignment": undefined}
+        of_logits = None if router.centred_ED is None else math.nan
+        return {name: of_logits if name in _OF_LOGITS else math.nan for name in (*_OF_STATES, *_OF_LOGITS)}
     directions = singular_directions(moments)
     shared = shared_direction(directions, router.centred_ED)
-    aligned = alignment(directions, router.centred_ED, moments.num_tokens)
+    aligned = alignment(directions, router.centred_ED)
     return {
         "shared_state_energy": shared.state_energy,
+        "mean_state_energy": shared.mean_state_energy,
         "shared_logit_energy": shared.logit_energy,
+        "mean_logit_energy": shared.mean_logit_energy,
         "alignment": None if aligned is None else aligned.total,
     }

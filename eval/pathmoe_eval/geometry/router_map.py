@@ -23,6 +23,8 @@ Matrix = NDArray[np.float64]
 
 # Singular values below this share of the largest are rounding (our choice; weights are bf16 or wider).
 _RANK_TOLERANCE = 1e-6
+# What centring leaves of equal rows, over their size.
+_CENTRING_TOLERANCE = 1e-14
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,9 +55,11 @@ def linear_map(weight_ED: NDArray[np.floating]) -> RouterMap:
 
 
 def centred(weight_ED: NDArray[np.floating]) -> Matrix:
-    """(I - 1 1^T / E) W: logits less their mean over the experts."""
+    """(I - 1 1^T / E) W: logits less their mean over the experts; exactly 0 where all rows are equal."""
     weight_ED = weight_ED.astype(np.float64)
-    return weight_ED - weight_ED.mean(axis=0)
+    centred_ED = weight_ED - weight_ED.mean(axis=0)
+    is_rounding = np.abs(centred_ED).max(initial=0.0) <= _CENTRING_TOLERANCE * np.abs(weight_ED).max(initial=0.0)
+    return np.zeros_like(centred_ED) if is_rounding else centred_ED
 
 
 def row_space(matrix: Matrix) -> Matrix:

@@ -140,10 +140,11 @@ def similarities(
 ) -> dict[str, _Square]:
     """The similarities [M, M] by name; arguments as for `sequence_pairs`."""
     row_MR, null_MD = router.split(pooled_MD)
+    rounding = 1e-6 * float(np.linalg.norm(pooled_MD, axis=1).max())
     return {
         "pooled_full": cosines(pooled_MD),
-        "pooled_row": cosines(row_MR),
-        "pooled_null": cosines(null_MD, 1e-6 * float(np.linalg.norm(pooled_MD, axis=1).max())),
+        "pooled_row": cosines(row_MR, rounding),
+        "pooled_null": cosines(null_MD, rounding),
         "usage_cosine": cosines(usage_ME),
         "top_p_jaccard": _jaccards(top_p_sets(usage_ME)),
         "mask_overlap": num_experts_per_tok * (usage_ME @ usage_ME.T).astype(np.float64),

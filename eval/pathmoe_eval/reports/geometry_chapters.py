@@ -29,6 +29,7 @@ from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table
 
 Section = Mapping[str, Any]
 
+_SHARED = ("state_energy", "logit_energy", "mean_state_energy", "mean_logit_energy", "mean_cosine")
 _PROBED = {"expert": "this layer's expert", "next expert": "the next layer's expert", "token": "the token"}
 
 
@@ -61,16 +62,17 @@ def _routers(layers: Sequence[Section]) -> Table:
         violations = UNDEFINED if bound is None else count(bound["violations_row"] + bound["violations_below"])
         rows.append(
             [str(layer["layer"]), layer["kind"], f"{layer['visible_dimensions']:,} of {layer['hidden_size']:,}",
-             violations, percent(shared["state_energy"]), percent(shared["logit_energy"]),
+             violations, *(percent(shared[key]) for key in _SHARED),
              ratio(layer["alignment"]["total"]) if "alignment" in layer else UNDEFINED]
         )  # fmt: skip
     return Table(
         title="",
         head=["layer", "router", "dimensions seen", "pairs beyond the bound", "shared direction, states",
-              "shared direction, logits", "alignment"],
+              "shared direction, logits", "mean, states", "mean, logits", "cosine of the two", "alignment"],
         rows=rows,
         reading="The bound is that of Proposition 1, which holds for linear routers. The shared direction is the first "
-        "singular direction of the states, with its share of their energy and of that of the logits. Alignment is the "
+        "singular direction of the states, with its share of their energy and of that of the logits; the mean is that "
+        "of the states, with the same shares, and the cosine that of the two directions. Alignment is the "
         "energy of the logits over that of random routers of equal norm.",
     )  # fmt: skip
 
@@ -82,8 +84,8 @@ def _token_panels(layers: Sequence[Section], middle: Section, tokens: int) -> li
             title="What explains common experts",
             figure=explained_figure(layers),
             reading=f"Share of the variance of expert overlap over {pairs:,} pairs of tokens that the distance of "
-            "their states explains, in each space, whatever the form of the dependence; logits are what the best space "
-            "could explain.",
+            "their states explains, in each space, whatever the form of the dependence; logits are the row space as "
+            "the router weighs its directions.",
             num_tokens=tokens,
         ),
         Panel(
@@ -148,8 +150,7 @@ def _sequence_panels(layers: Sequence[Section], tokens: int) -> list[Panel]:
         Panel(
             title="How alike mean states are",
             figure=pooled_figure(layers),
-            reading="Cosine of the mean states of pairs of sequences, in each space; of different domains, where there "
-            "are some.",
+            reading="Cosine of the mean states of pairs of sequences, in each space.",
             num_tokens=tokens,
         ),
         Panel(
@@ -178,8 +179,8 @@ def _direction_panels(layers: Sequence[Section], middle: Section, tokens: int) -
         Panel(
             title="Energy along the shared direction",
             figure=shared_direction_figure(layers),
-            reading="Share of the energy of states and of logits along the states' first singular direction. A balance "
-            "loss is predicted to take it out of the logits.",
+            reading="Share of the energy of states and of logits along the states' first singular direction, and of "
+            "their mean, which Proposition 2 has a balance loss take out of the logits.",
             num_tokens=tokens,
         )
     ]
@@ -238,7 +239,7 @@ def _drift_panels(drift: Sequence[Section], tokens: int) -> list[Panel]:
     ]
     return [
         Panel(
-            title="Agreement from geometry alone",
+            title="Agreement that steps alone would leave",
             figure=agreement_figure(pairs),
             reading="Share of tokens whose highest logit is of the same expert in both layers. Predicted: logits keep "
             "a share of themselves, and each token has what another one takes up. Between routers that are not shared "

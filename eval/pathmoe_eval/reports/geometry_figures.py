@@ -87,9 +87,12 @@ def sequence_figure(layers: Sequence[Section], measure: str, title: str) -> go.F
 
 
 def pooled_figure(layers: Sequence[Section]) -> go.Figure:
-    """Cosine of mean states of pairs of sequences, across domains where there are several, by space and layer."""
-    where = "across" if layers[0]["sequences"]["across"]["pooled_full"]["value"] is not None else "within"
-    means = {name: [layer["sequences"][where][f"pooled_{space}"] for layer in layers] for space, name in SPACES.items()}
+    """Cosine of mean states of pairs of sequences within and across domains, by space and layer."""
+    means = {
+        f"{name}, {where} domains": [layer["sequences"][where][f"pooled_{space}"] for layer in layers]
+        for space, name in SPACES.items()
+        for where in ("within", "across")
+    }
     return _means_figure(layers, means, "cosine of mean states")
 
 
@@ -127,13 +130,15 @@ def trajectory_figure(layers: Sequence[Section]) -> go.Figure:
 
 
 def shared_direction_figure(layers: Sequence[Section]) -> go.Figure:
-    """Energy along the first singular direction, of states and of logits, by layer."""
+    """Energy along the first singular direction and of the mean, of states and of logits, by layer."""
     found = [layer["shared_direction"] for layer in layers]
     return line_figure(
         _names(layers),
         {
             "of hidden states": [one["state_energy"] for one in found],
             "of logits": [one["logit_energy"] for one in found],
+            "mean of hidden states": [one["mean_state_energy"] for one in found],
+            "mean of logits": [one["mean_logit_energy"] for one in found],
         },
         {},
         "MoE layer",

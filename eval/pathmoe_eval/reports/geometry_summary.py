@@ -19,6 +19,9 @@ def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
         "shared_logit_energy": (
             "Shared direction in logits", shown["shared_logit_energy"], f"{shown['shared_state_energy']} in states",
         ),
+        "mean_logit_energy": (
+            "Mean state in logits", shown["mean_logit_energy"], f"{shown['mean_state_energy']} in states",
+        ),
         "alignment": ("Alignment of routers", ratio(means["alignment"]), "1 of random routers"),
         "violations": (
             "Pairs beyond Proposition 1", count(means["violations"]), f"median at {shown['tightness']} of the bound",

@@ -17,6 +17,14 @@ GEOMETRY_FIGURES = (
         form=percent, note="share of the energy of centred logits that this direction gives",
     ),
     Figure(
+        key="mean_state_energy", name="mean, states", place="directions.mean_state_energy",
+        form=percent, note="share of the energy of router inputs that their mean has",
+    ),
+    Figure(
+        key="mean_logit_energy", name="mean, logits", place="directions.mean_logit_energy",
+        form=percent, note="share of the energy of centred logits that their mean has",
+    ),
+    Figure(
         key="alignment", name="alignment", place="directions.alignment", form=ratio,
         note="energy of the logits over that of a random router of the same norm",
     ),
@@ -37,7 +45,7 @@ GEOMETRY_FIGURES = (
     Figure(key="explained_full", name="by whole states", place="pairs.explained_full", form=percent),
     Figure(
         key="explained_logits", name="by logits", place="pairs.explained_logits", form=percent,
-        note="the most that any space could explain",
+        note="the row space as the router weighs its directions",
     ),
     Figure(
         key="overlap_same_token", name="overlap, same token", place="pairs.overlap_same_token", form=percent,
@@ -60,9 +68,12 @@ GEOMETRY_FIGURES = (
     Figure(key="expert_most_frequent", name="most frequent", place="probes.expert_most_frequent", form=percent),
     Figure(key="next_control", name="next expert from control", place="probes.next_control", form=percent),
     Figure(key="next_content", name="next from content", place="probes.next_content", form=percent),
+    Figure(key="next_random", name="next from random", place="probes.next_random", form=percent),
+    Figure(key="next_most_frequent", name="most frequent next", place="probes.next_most_frequent", form=percent),
     Figure(key="token_control", name="token from control", place="probes.token_control", form=percent),
     Figure(key="token_content", name="token from content", place="probes.token_content", form=percent),
     Figure(key="token_random", name="token from random", place="probes.token_random", form=percent),
+    Figure(key="token_most_frequent", name="most frequent token", place="probes.token_most_frequent", form=percent),
     Figure(
         key="router_overlap", name="routers' overlap", place="steps.router_overlap", form=ratio,
         note="mean squared cosine of what the routers of neighbouring layers see, 1 where they are one",
@@ -72,6 +83,22 @@ GEOMETRY_FIGURES = (
         note="RMS step from layer to layer over the spread of states",
     ),
     Figure(key="step_null", name="step in null space", place="steps.step_null", form=ratio),
+    Figure(
+        key="shared_step_row", name="step in row space within blocks", place="steps.shared_step_row", form=ratio,
+        note=f"the same {_SHARED}",
+    ),
+    Figure(
+        key="shared_step_null", name="in null space within blocks", place="steps.shared_step_null", form=ratio,
+    ),
+    Figure(
+        key="seen_overlap", name="seen overlap", place="steps.seen_overlap", form=ratio,
+        note="mean squared cosine of the principal angles between the components that hold 90% of the variance of what "
+        f"a layer's router sees and as many of the next layer, {_SHARED}",
+    ),
+    Figure(
+        key="seen_overlap_null", name="by chance", place="steps.seen_overlap_null", form=ratio,
+        note="of random subspaces of the row space",
+    ),
     Figure(
         key="shared_agreement", name="agreement within blocks", place="steps.agreement", form=percent,
         note=f"same expert {_SHARED}, of the tokens that geometry was measured on",

@@ -28,8 +28,8 @@ class Origin(NamedTuple):
     """Hash of the documents; None where they are streamed."""
     validation: str
     tokenizer: str | None
-    version: str
-    """Of this package."""
+    version: str | None
+    """Of this package, where it is installed."""
 
 
 def prepared_origin(data: dict[str, Any]) -> Origin:

@@ -27,6 +27,7 @@ STUDY_RESULTS = RUNS / "study-results"
 
 FINISHED = "finished"
 
+
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
     """A variant with a seed."""
@@ -193,7 +194,11 @@ def kept_runs(study: Study, variants: Sequence[PlannedVariant], results: Path) -
     Returns:
         All runs of the study; none where no result is one of its runs.
     """
-    of_each = [_runs(study, variants, results, lambda _, origin=origin: origin) for origin in kept_origins(results)]
+
+    def of_one(origin: Origin) -> list[StudyRun]:
+        return _runs(study, variants, results, lambda _: origin)
+
+    of_each = [of_one(origin) for origin in kept_origins(results)]
     most = max(of_each, key=_num_kept, default=[])
     return most if _num_kept(most) else []
 

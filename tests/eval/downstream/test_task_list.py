@@ -21,9 +21,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def task(name: str, **changes: Any) -> dict[str, Any]:
+def task(name: str, file: str = "questions.jsonl", **changes: Any) -> dict[str, Any]:
+    """Settings of a task that has one of several choices to a context for its answer, in a file of JSON lines."""
     return {
-        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": "questions.jsonl"},
+        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": file},
         "test_split": "train", "output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices",
         "doc_to_target": "answer", "metric_list": [{"metric": "acc"}],
     } | changes  # fmt: skip

@@ -19,6 +19,7 @@ from pathmoe_eval.downstream.harness_model import HarnessModel
 from pathmoe_eval.downstream.task_list import load_tasks, name_of
 from pathmoe_eval.downstream.task_results import TaskResult, evaluate_row, wilson_interval
 from pathmoe_eval.evaluation.evaluated_model import EvaluatedModel
+from tests.eval.downstream.test_task_list import task
 
 WORDS = ("alpha", "beta", "gamma gamma", "delta")
 QUESTIONS = [
@@ -55,14 +56,6 @@ def evaluate(opened: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyP
         return evaluate_row(HarnessModel(opened, max_length), named.rows[0], limit, seed)
 
     return call
-
-
-def task(name: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": "questions.jsonl"},
-        "test_split": "train", "output_type": "multiple_choice", "doc_to_text": "context", "doc_to_choice": "choices",
-        "doc_to_target": "answer", "metric_list": [ACC],
-    } | changes  # fmt: skip
 
 
 @torch.no_grad()

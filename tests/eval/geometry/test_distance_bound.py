@@ -39,6 +39,14 @@ def test_no_pair_violates_it(data: st.DataObject, num_experts: int, size: int, n
         assert all(row >= full - 1e-9 for row, full in zip(found.tightness_row, found.tightness_full, strict=True))
 
 
+def test_what_the_row_space_leaves_out_as_rounding_violates_nothing() -> None:
+    weight_ED = np.array([[100.0, 0.0], [-100.0, 0.0], [0.0, 1e-5], [0.0, -1e-5]])
+    layer = layer_of(np.outer(np.linspace(-100, 100, 6), [0.0, 1.0]), weight_ED)
+    found = distance_bound(pairs_of(layer), layer.router, rounding=0.0)
+    assert found is not None and len(layer.router.visible_RD) == 1
+    assert found.violations_row == found.violations_full == found.violations_below == 0
+
+
 def test_it_is_reached_along_the_first_singular_direction() -> None:
     layer = random_layer(2, 7, 4, 0)
     _, _, rows = np.linalg.svd(layer.router.centred_ED)

@@ -2,6 +2,8 @@
 
 # Shapes: N tokens, D hidden, E experts.
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,6 +51,27 @@ def test_a_step_that_the_router_does_not_see_keeps_every_expert() -> None:
     assert found.router_overlap_null == 0.5
 
 
+@pytest.mark.parametrize("angle", [0.0, np.pi / 3, np.pi / 2])
+def test_components_that_turn_overlap_by_their_angle(angle: float) -> None:
+    """All that a router sees varies along one line, which turns within the row space from layer to layer."""
+    size_N = RNG.normal(size=500)
+    states_ND, following_ND = (
+        np.outer(size_N, [np.cos(turn), np.sin(turn), 0, 0, 0, 0, 0, 0]) for turn in (0.0, angle)
+    )
+    found = drift_of(states_ND, following_ND - states_ND)
+    assert (found.num_components, found.seen_overlap_null) == (1, 0.25)
+    assert found.seen_overlap == pytest.approx(np.cos(angle) ** 2, abs=1e-9)
+
+
+@given(st.integers(0, 1000))
+def test_a_rotation_of_the_hidden_space_changes_nothing(seed: int) -> None:
+    rng, rotation_DD = np.random.default_rng(seed), random_rotation(8, seed)
+    states_ND, step_ND = rng.normal(size=(60, 8)) * np.geomspace(1, 0.1, 8), 0.4 * rng.normal(size=(60, 8))
+    plain = drift_of(states_ND, step_ND)
+    rotated = drift_of(states_ND @ rotation_DD, step_ND @ rotation_DD, WEIGHT @ rotation_DD)
+    assert asdict(rotated) == pytest.approx(asdict(plain), rel=1e-6)
+
+
 def test_a_step_of_all_tokens_alike_is_common() -> None:
     states_ND = RNG.normal(size=(400, 8))
     found = drift_of(states_ND, np.broadcast_to(WEIGHT[0], states_ND.shape))
@@ -91,7 +114,7 @@ def test_steps_that_know_of_the_choice_agree_more_than_predicted() -> None:
 def test_states_that_do_not_differ_have_no_spread() -> None:
     found = drift_of(np.ones((20, 8)), np.full((20, 8), 0.5))
     assert (found.step_row, found.step_row_common, found.step_null) == (None, None, None)
-    assert found.agreement == found.predicted_agreement
+    assert (found.agreement, found.predicted_agreement, found.agreement_null) == (1.0, 1.0, 1.0)
 
 
 def test_routers_that_see_other_things_do_not_overlap() -> None:

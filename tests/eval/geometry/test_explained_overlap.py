@@ -1,6 +1,6 @@
 """Explained variance of overlap: planted dependences, and nothing where nothing is."""
 
-# Shapes: P pairs.
+# Shapes: P pairs, N tokens, D hidden, E experts, K experts per token.
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathmoe_eval.geometry.explained_overlap import correlation_ratio, explained_overlap
-from pathmoe_eval.geometry.pairs import TokenPairs
+from pathmoe_eval.geometry.pairs import TokenPairs, draw_pairs, token_pairs
+from tests.eval.geometry.conftest import layer_of
 
 RNG = np.random.default_rng(0)
 
@@ -38,6 +39,17 @@ def test_any_form_of_dependence_counts() -> None:
     found = explained_overlap(pairs_with(row_P, np.ones(20_000), ((row_P > 0.3) & (row_P < 0.7)).astype(float)))
     assert found.share["row"] == pytest.approx(1, abs=0.05)
     assert found.share["null"] is None, "all distances are equal"
+
+
+def test_the_row_space_may_explain_more_than_logits() -> None:
+    """The last direction, which never decides, has by far the largest logits."""
+    rng = np.random.default_rng(0)
+    states_ND = np.concatenate([rng.normal(size=(400, 3)), np.ones((400, 1))], axis=1)
+    weight_ED = np.array([[3.0, 0, 0, 0], [-3, 0, 0, 0], [0, 3, 0, 0], [0, -3, 0, 0], [0, 0, 10, -100]])
+    layer = layer_of(states_ND, weight_ED, k=1)
+    drawn = draw_pairs(400, 20_000, 0)
+    found = explained_overlap(token_pairs(states_ND, layer.logits_NE, layer.expert_ids_NK, layer.router, drawn))
+    assert found.share["row"] > found.share["logits"] + 0.1
 
 
 def test_equal_overlaps_leave_nothing_to_explain() -> None:

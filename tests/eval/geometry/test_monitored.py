@@ -37,10 +37,12 @@ def test_figures_are_those_of_all_states(name: str, build_moe: BuildMoE) -> None
         assert router is not None
         shared = shared_direction(directions, router.centred_ED)
         assert found["shared_state_energy"][layer] == pytest.approx(shared.state_energy, rel=1e-4)
+        assert found["mean_state_energy"][layer] == pytest.approx(shared.mean_state_energy, rel=1e-4)
         if router.centred_ED is not None:
-            aligned = alignment(directions, router.centred_ED, 36)
+            aligned = alignment(directions, router.centred_ED)
             assert aligned is not None and shared.logit_energy is not None
             assert found["shared_logit_energy"][layer] == pytest.approx(shared.logit_energy, rel=1e-3)
+            assert found["mean_logit_energy"][layer] == pytest.approx(shared.mean_logit_energy, rel=1e-3)
             assert found["alignment"][layer] == pytest.approx(aligned.total, rel=1e-4)
 
 
@@ -59,7 +61,7 @@ def test_parts_add_up_and_no_hook_is_left(build_moe: BuildMoE) -> None:
         merged.merge(part)
     for one, other in zip(merged.moments.values(), whole.moments.values(), strict=True):
         assert one.num_tokens == other.num_tokens == 36
-        assert np.allclose(one.gram_DD, other.gram_DD, rtol=1e-9)
+        assert np.allclose(one.sum_D, other.sum_D, rtol=1e-9) and np.allclose(one.gram_DD, other.gram_DD, rtol=1e-9)
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == hooks
 
 
@@ -70,4 +72,4 @@ def test_states_that_are_not_finite_end_nothing(build_moe: BuildMoE) -> None:
     with torch.no_grad(), sums.recording(model):
         model(input_ids=BATCHES[0])
     found = sums.figures()
-    assert len(found) == 3 and all(np.isnan(list(of_layers.values())).all() for of_layers in found.values())
+    assert len(found) == 5 and all(np.isnan(list(of_layers.values())).all() for of_layers in found.values())

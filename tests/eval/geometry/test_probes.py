@@ -7,16 +7,21 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from pathmoe_eval.geometry.probes import PARTS, ProbeChunk, Probes, probe
 from pathmoe_eval.geometry.router_map import linear_map
+from tests.eval.geometry.conftest import random_rotation
 
 WEIGHT = np.concatenate([np.random.default_rng(1).normal(size=(5, 4)), np.zeros((5, 6))], axis=1)
 
 
-def probed(num_chunks: int = 3, seed: int = 0, num_tokens: int = 4000) -> Probes:
+def probed(
+    num_chunks: int = 3, seed: int = 0, num_tokens: int = 4000, rotation_DD: NDArray[np.float64] | None = None
+) -> Probes:
     """The expert is decided in the row space, the token outside of it, and `noise` nowhere."""
+    rotation_DD = np.eye(10) if rotation_DD is None else rotation_DD
     rng = np.random.default_rng(seed)
     token_N = rng.integers(6, size=num_tokens)
     states_ND = rng.normal(size=(num_tokens, 10)) + 1
@@ -32,13 +37,20 @@ def probed(num_chunks: int = 3, seed: int = 0, num_tokens: int = 4000) -> Probes
         for rows in np.array_split(np.arange(num_tokens), num_chunks):
             of_rows = {name: class_N[rows] for name, class_N in classes.items()}
             yield ProbeChunk(
-                states_ND=states_ND[rows],
+                states_ND=states_ND[rows] @ rotation_DD,
                 classes=of_rows,
                 document_N=document_N[rows],
                 is_fitted_N=document_N[rows] % 2 == 0,
             )
 
-    return probe(chunks, {"expert": 5, "token": 6, "noise": 3}, linear_map(WEIGHT))
+    return probe(chunks, {"expert": 5, "token": 6, "noise": 3}, linear_map(WEIGHT @ rotation_DD))
+
+
+def test_a_rotation_of_the_hidden_space_changes_hardly_anything() -> None:
+    plain, rotated = probed(), probed(rotation_DD=random_rotation(10, 0))
+    for name, parts in plain.accuracy.items():
+        for part in ("control", "content"):
+            assert rotated.accuracy[name][part].accuracy == pytest.approx(parts[part].accuracy, abs=0.002)
 
 
 def test_each_part_tells_what_lies_in_it() -> None:

@@ -108,5 +108,7 @@ def projector(router: RouterMap) -> NDArray[np.float64]:
     return router.visible_RD.T @ router.visible_RD
 
 
-def test_equal_rows_see_nothing() -> None:
-    assert len(linear_map(np.ones((4, 3))).visible_RD) == 0
+@pytest.mark.parametrize("value", [1.0, 0.1])
+def test_equal_rows_see_nothing(value: float) -> None:
+    found = linear_map(np.full((6, 5), value))
+    assert len(found.visible_RD) == 0 and found.centred_ED is not None and not found.centred_ED.any()

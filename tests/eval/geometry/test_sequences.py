@@ -29,8 +29,19 @@ def test_similarities_are_those_of_tokens(
     pooled_MD = rng.normal(size=(num_sequences, 6))
     router = linear_map(rng.normal(size=(num_experts, 6)))
     found = similarities(pooled_MD, usage_ME, k, router)
+    row_DD = np.linalg.pinv(router.centred_ED) @ router.centred_ED
+    parts = {
+        "pooled_full": pooled_MD,
+        "pooled_row": pooled_MD @ row_DD,
+        "pooled_null": pooled_MD @ (np.eye(6) - row_DD),
+    }
     for one in range(num_sequences):
         for other in range(num_sequences):
+            for name, part_MD in parts.items():
+                p, q = part_MD[one], part_MD[other]
+                seen = min(np.linalg.norm(p), np.linalg.norm(q)) > 1e-4
+                expected = p @ q / (np.linalg.norm(p) * np.linalg.norm(q)) if seen else 0.0
+                assert found[name][one, other] == pytest.approx(expected, abs=1e-6)
             overlaps = [len(set(a) & set(b)) / k for a in ids[one] for b in ids[other]]
             assert found["mask_overlap"][one, other] == pytest.approx(np.mean(overlaps))
             u, v = usage_ME[one], usage_ME[other]
@@ -86,6 +97,14 @@ def test_domains_that_the_router_does_not_see_are_routed_alike() -> None:
     assert abs(found.correlation["pooled_null"].value) < 0.2
 
 
+def test_states_that_a_router_does_not_see_have_no_cosine_there() -> None:
+    rng = np.random.default_rng(0)
+    router = linear_map(rng.normal(size=(4, 8)))
+    _, null_MD = router.split(rng.normal(size=(6, 8)))
+    found = similarities(null_MD, np.full((6, 4), 0.25), 1, router)
+    assert not found["pooled_row"].any() and found["pooled_null"] == pytest.approx(found["pooled_full"])
+
+
 def test_means_are_over_pairs_of_different_sequences() -> None:
     rng = np.random.default_rng(0)
     usage_ME, pooled_MD = rng.dirichlet(np.ones(5), 7), rng.normal(size=(7, 4))
@@ -128,7 +147,8 @@ def test_a_rotation_of_the_hidden_space_changes_nothing(size: int, seed: int) ->
     plain = similarities(pooled_MD, usage_ME, 1, linear_map(weight_ED))
     rotated = similarities(pooled_MD @ rotation_DD, usage_ME, 1, linear_map(weight_ED @ rotation_DD))
     assert rotated["pooled_full"] == pytest.approx(plain["pooled_full"], abs=1e-8)
-    assert rotated["pooled_row"] == pytest.approx(plain["pooled_row"], abs=1e-6)
+    for name in ("pooled_row", "pooled_null"):
+        assert rotated[name] == pytest.approx(plain[name], abs=1e-6)
 
 
 def test_one_sequence_has_no_pair() -> None:

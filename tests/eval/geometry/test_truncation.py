@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pathmoe_eval.geometry.moments import singular_directions
 from pathmoe_eval.geometry.router_map import centred
 from pathmoe_eval.geometry.truncation import doublings_to, truncation
+from tests.eval.geometry.conftest import random_rotation
 from tests.eval.geometry.test_moments import moments_of
 
 
@@ -32,6 +33,17 @@ def test_agreement_is_that_of_truncated_states(
     assert found.agreement[-1] == (1.0, 1.0) and found.num_tokens == num_tokens
     for rank in range(2):
         assert found.agreement_null[rank] == np.bincount(whole[:, rank]).max() / num_tokens
+
+
+@given(st.integers(2, 7), st.integers(0, 1000))
+def test_a_rotation_of_the_hidden_space_changes_nothing(size: int, seed: int) -> None:
+    rng, rotation_DD = np.random.default_rng(seed), random_rotation(size, seed)
+    states_ND, weight_ED = rng.normal(size=(40, size)) * np.geomspace(1, 0.2, size) + 1, rng.normal(size=(4, size))
+    plain, rotated = (
+        truncation([states], singular_directions(moments_of(states)), centred(weight), None, num_ranks=2)
+        for states, weight in ((states_ND, weight_ED), (states_ND @ rotation_DD, weight_ED @ rotation_DD))
+    )
+    assert rotated == plain
 
 
 def ranks(logits_NE: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ def test_what_a_recurrent_router_lacks_is_left_out(geometry_section: dict[str, A
         for part in ("alignment", "truncation", "probes"):
             del layer[part]
         layer["kind"], layer["token_pairs"]["bound"], layer["token_pairs"]["same_token"] = "recurrent", None, None
-        layer["shared_direction"]["logit_energy"] = None
+        layer["shared_direction"] |= {"logit_energy": None, "mean_logit_energy": None}
     section["drift"] = []
     shown = titles(section)
     assert shown == [
@@ -39,4 +39,6 @@ def test_what_a_recurrent_router_lacks_is_left_out(geometry_section: dict[str, A
         "Energy along the shared direction",
     ]  # fmt: skip
     (table,) = geometry_chapters(section)[0].parts
-    assert isinstance(table, Table) and table.rows[0][3:] == [UNDEFINED, table.rows[0][4], UNDEFINED, UNDEFINED]
+    assert isinstance(table, Table) and [cell == UNDEFINED for cell in table.rows[0][3:]] == [
+        True, False, True, False, True, False, True,
+    ]  # fmt: skip

@@ -54,11 +54,14 @@ def test_lines_over_layers_are_the_figures_of_layers(layers: list[dict[str, Any]
         for value, interval, up, down in zip(expected, ends, bars.array, bars.arrayminus, strict=True):
             assert [value - down, value + up] == pytest.approx(interval or [value, value])
     pooled = lines(pooled_figure(layers))
-    assert pooled["its null space"] == [one["sequences"]["across"]["pooled_null"]["value"] for one in layers]
+    for where in ("within", "across"):
+        expected = [one["sequences"][where]["pooled_null"]["value"] for one in layers]
+        assert pooled[f"its null space, {where} domains"] == expected
     correlation = lines(sequence_correlation_figure(layers))
     assert correlation["whole space"] == [one["sequences"]["correlation"]["pooled_full"]["value"] for one in layers]
     shared = lines(shared_direction_figure(layers))
     assert shared["of logits"] == [one["shared_direction"]["logit_energy"] for one in layers]
+    assert shared["mean of logits"] == [one["shared_direction"]["mean_logit_energy"] for one in layers]
 
 
 def test_figures_of_one_layer_are_curves(layers: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from tests.eval.geometry.test_analysis import section_of
 def test_a_shared_router_has_all_rows(build_moe: BuildMoE, tmp_path: Path) -> None:
     _, section = section_of("path_b4", build_moe, tmp_path / "states")
     rows = {row.name: row for row in geometry_rows(section, {})}
-    assert len(rows) == 9 and {row.num_tokens for row in rows.values()} == {103}
+    assert len(rows) == 10 and {row.num_tokens for row in rows.values()} == {103}
     steps = model_means(section)["steps"]
     agreement = rows["Agreement within blocks, predicted"]
     assert agreement.value == percent(steps["predicted_agreement"])

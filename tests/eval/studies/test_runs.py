@@ -3,13 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from pathmoe_eval.studies.plan import plan_variants
 from pathmoe_eval.studies.run_key import Origin, run_key
-from pathmoe_eval.studies.runs import StudyRun, kept_runs, study_runs
+from pathmoe_eval.studies.runs import StudyRun, study_runs
 from pathmoe_eval.studies.study import read_study
 from tests.eval.studies.conftest import WriteStudy
 
