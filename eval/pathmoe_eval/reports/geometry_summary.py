@@ -9,6 +9,13 @@ from pathmoe_eval.reports.number_format import count, percent, ratio
 from pathmoe_eval.reports.summary_row import Ends, Section, SummaryRow
 
 _FEW_DIRECTIONS = 16
+_OF_SEQUENCES = (
+    ("Mean states alike", ratio, "pooled_full"),
+    ("Mean states alike in the row space", ratio, "pooled_row"),
+    ("Usage of experts alike", ratio, "usage_cosine"),
+    ("Experts of 0.8 of the visits in common", percent, "top_p_jaccard"),
+    ("Experts of any two tokens in common", percent, "mask_overlap"),
+)
 
 
 def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
@@ -53,7 +60,8 @@ def geometry_rows(section: Section, ends: Ends) -> list[SummaryRow]:
     }  # fmt: skip
     tokens = section["num_tokens"]
     found = [SummaryRow(*row, tokens) for name, row in rows.items() if means[name] is not None]
-    return [*found, *_truncation_rows(section["layers"], tokens)]
+    layers = section["layers"]
+    return [*found, *_truncation_rows(layers, tokens), *_sequence_rows(layers, tokens), *_text_rows(layers, tokens)]
 
 
 def _truncation_rows(layers: Sequence[Section], tokens: int) -> list[SummaryRow]:
@@ -68,6 +76,33 @@ def _truncation_rows(layers: Sequence[Section], tokens: int) -> list[SummaryRow]
         )
         for place in few
     ]
+
+
+def _sequence_rows(layers: Sequence[Section], tokens: int) -> list[SummaryRow]:
+    rows = []
+    for name, form, measure in _OF_SEQUENCES:
+        within, across = (over_layers(layers, f"sequences.{where}.{measure}.value") for where in ("within", "across"))
+        if within is not None:
+            beside = "" if across is None else f"{form(across)} across domains"
+            rows.append(SummaryRow(f"{name}, texts of a domain", form(within), beside, tokens))
+    return rows
+
+
+def _text_rows(layers: Sequence[Section], tokens: int) -> list[SummaryRow]:
+    """Of texts by several authors on several problems."""
+    value = {
+        (problem, author): over_layers(layers, f"trajectories.{problem} problem, {author} author.value")
+        for problem in ("same", "different")
+        for author in ("same", "different")
+    }
+    if value["same", "different"] is None:
+        return []
+    beside = (
+        f"{percent(value['same', 'same'])} of one author, of different problems {percent(value['different', 'same'])} "
+        f"and, of different authors, {percent(value['different', 'different'])}"
+    )
+    name = "Experts of 0.8 of the visits, one problem, different authors"
+    return [SummaryRow(name, percent(value["same", "different"]), beside, tokens)]
 
 
 def intervention_rows(section: Section, ends: Ends) -> list[SummaryRow]:
