@@ -66,6 +66,18 @@ def test_numbers_of_the_text_stand_in_the_tables(text: str) -> None:
     assert not missing and checked > 100
 
 
+def test_the_table_of_verdicts_has_those_of_the_sections() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    rows = re.findall(r"^\| \[(.+)\]\(#(.+)\) \| (.+) \|$", text, flags=re.M)
+    sections = {title: body for title, _, body in (one.partition("\n") for one in text.split("\n## ")[1:])}
+    assert [title for title, _, _ in rows] == [title for title, body in sections.items() if "\nPaper: " in body]
+    for title, anchor, verdict in rows:
+        assert anchor == re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        # The first in bold is that on the paper's own pair.
+        first = re.search(r"\*\*((?:Can't be told|Holds|Does not hold|holds))", sections[title])
+        assert first is not None and first[1].lower() == verdict, title
+
+
 def test_numbers_of_the_readme_stand_in_the_tables() -> None:
     linked = (FOLDER / "headline_tiny.md").read_text().splitlines()
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| `\w+`: ", line)]
