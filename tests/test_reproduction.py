@@ -79,9 +79,11 @@ def test_the_table_of_verdicts_has_those_of_the_sections() -> None:
 
 
 def test_numbers_of_the_readme_stand_in_the_tables() -> None:
-    linked = (FOLDER / "headline_tiny.md").read_text().splitlines()
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| `\w+`: ", line)]
-    assert len(rows) == 4 and all(_numbers(row) and not _unfounded(row, linked) for row in rows)
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for row_begins, study, number in ((r"\| `\w+`: ", "headline_tiny", 4), (r"\| `\w+` \| \d+\.", "routers_tiny", 9)):
+        linked = (FOLDER / f"{study}.md").read_text().splitlines()
+        rows = [line for line in lines if re.match(row_begins, line)]
+        assert len(rows) == number and all(_numbers(row) and not _unfounded(row, linked) for row in rows)
 
 
 def _numbers(line: str) -> list[str]:
