@@ -78,7 +78,7 @@ mutants: setup  ## plant bugs in the kernels and count those that the tests catc
 
 # Studies of which there are results.
 APPENDICES := headline_tiny routers_tiny balance_tiny balance_batch_tiny block_size_tiny experts_per_token_tiny \
-  learning_rates_tiny optimizers_tiny
+  iso_parameters_tiny learning_rates_tiny optimizers_tiny top_paths_tiny
 
 reproduction: setup  ## write the tables of docs/reproduction/ from the results there
 	@for study in $(APPENDICES); do \
