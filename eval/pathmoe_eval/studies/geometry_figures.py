@@ -96,7 +96,7 @@ GEOMETRY_FIGURES = (
         f"a layer's router sees and as many of the next layer, {_SHARED}",
     ),
     Figure(
-        key="seen_overlap_null", name="by chance", place="steps.seen_overlap_null", form=ratio,
+        key="seen_overlap_null", name="seen overlap by chance", place="steps.seen_overlap_null", form=ratio,
         note="of random subspaces of the row space",
     ),
     Figure(

@@ -196,7 +196,10 @@ def test_a_study_that_was_killed_goes_on_and_a_failing_variant_does_not_end_it(
     assert f"run: {first['folder']}, goes on from {first['folder']}/last.ckpt" in log
     assert {run["state"] for run in runs()} == {"finished"}
     # Of independent routers no layers share one.
-    within_blocks = {"shared_agreement", "shared_agreement_null", "predicted_agreement", "prediction_error", "retained"}
+    within_blocks = {
+        "shared_agreement", "shared_agreement_null", "predicted_agreement", "prediction_error", "retained",
+        "seen_overlap", "seen_overlap_null", "shared_step_row", "shared_step_null",
+    }  # fmt: skip
     for run in runs():
         lacking = within_blocks if run["variant"] == "indep" else set()
         assert run["figures"].keys() == {figure.key for figure in FIGURES} - lacking
