@@ -1,4 +1,4 @@
-"""The data of `docs/geometry.md` on texts by several models: how each of them goes on from the same prompts."""
+"""Texts by several models, which go on from the same prompts, for `pathmoe-eval geometry --problem_key`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def _main() -> None:
     options = parser.parse_args()
     if len(set(options.models)) < len(options.models):
         fail(f"--models ({' '.join(options.models)}) must be different ones; take one out")
+    if not options.out.parent.is_dir():
+        fail(f"--out ({options.out}) must be a file in a folder that is there; make {options.out.parent} first")
     lines = [json.dumps(text) for text in trajectories(options.models, options.data)]
     options.out.write_text("\n".join(lines) + "\n")
     print(f"{options.out}: {len(lines)} texts")

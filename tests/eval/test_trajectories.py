@@ -1,4 +1,4 @@
-"""The data of docs/geometry.md on texts by several models are what these generate, and can be told apart by author."""
+"""Texts by several models are what these generate, and can be told apart by author and problem."""
 
 # Shapes: V vocabulary.
 
@@ -78,16 +78,17 @@ def test_they_are_told_apart_by_author_and_problem(folder: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("models", "line"),
+    ("models", "out", "line"),
     [
-        ("first first", "error: --models (first first) must be different ones; take one out\n"),
-        ("nowhere", "error: --model (nowhere)"),
+        ("first first", "x.jsonl", "error: --models (first first) must be different ones; take one out\n"),
+        ("nowhere", "x.jsonl", "error: --model (nowhere)"),
+        ("first", "none/x.jsonl", "error: --out (none/x.jsonl) must be a file in a folder that is there; make none"),
     ],
 )
-def test_wrong_models_are_one_line(
-    models: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_wrong_input_is_one_line(
+    models: str, out: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    assert call(monkeypatch, "--models", *models.split(), "--data", "texts.jsonl", "--out", "out.jsonl") == 2
+    assert call(monkeypatch, "--models", *models.split(), "--data", "texts.jsonl", "--out", out) == 2
     error = capsys.readouterr().err
     assert error.startswith(line) and error.count("\n") == 1
