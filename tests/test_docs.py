@@ -19,6 +19,14 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert not missing, f"{page.name} names {missing}"
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), flags=re.M)
+    for table in tables:
+        cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table.splitlines()]
+        assert len(set(cells)) == 1, table
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     reached, new = set(), {ROOT / "README.md"}
     while new:

@@ -13,7 +13,7 @@ from pathmoe_eval.geometry.rollouts import generate_completions
 
 _PROMPT_TOKENS = 21
 _COMPLETION_TOKENS = 128
-_SEEDS = (0, 1)
+_TEXTS = 2
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def _main() -> None:
 def trajectories(models: Sequence[str], data: str) -> Iterator[dict[str, str]]:
     """Two completions of 128 tokens of the first 21 of each document, by each model; prompts are left out.
 
+    No two share a seed, since models that draw with the same random numbers write texts that are more alike.
+
     Args:
         models: as `--model` of pathmoe-eval takes them.
         data: as its `--data`.
@@ -46,11 +48,11 @@ def trajectories(models: Sequence[str], data: str) -> Iterator[dict[str, str]]:
     Yields:
         The text, the model as its author, and the number of the document as the problem.
     """
-    for name in models:
+    for author, name in enumerate(models):
         opened = ModelOptions(model=name).open()
         documents = read_evaluated(EvaluatedData(data=data, max_document_tokens=_PROMPT_TOKENS), opened)
         prompts = [document.token_ids for document in documents]
-        for seed in _SEEDS:
+        for seed in range(_TEXTS * author, _TEXTS * (author + 1)):
             completions = generate_completions(opened.model, prompts, _COMPLETION_TOKENS, seed)
             for problem, completion in enumerate(completions):
                 text = opened.tokenizer.decode(completion.tolist())

@@ -3,6 +3,7 @@
 # Shapes: V vocabulary.
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_each_model_goes_on_from_each_prompt_twice(
         logits_V[opened.tokenizer.eos_token_id] = -torch.inf
         prompt = torch.cat([prompt, torch.multinomial(logits_V.softmax(dim=-1), 1)[None]], dim=1)
     assert rows[5]["text"] == opened.tokenizer.decode(prompt[0, 21:].tolist())
+
+
+def test_models_draw_with_seeds_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    shutil.copytree("first", "again")
+    assert call(monkeypatch, "--models", "first", "again", "--data", "texts.jsonl", "--out", "out.jsonl") == 0
+    assert len({json.loads(line)["text"] for line in Path("out.jsonl").read_text().splitlines()}) == 12
 
 
 def test_they_are_told_apart_by_author_and_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceBound:
-    """The bound on every pair."""
+    """The bound on every pair, in the form that we read Proposition 1 in (see the module)."""
 
     num_pairs: int
     largest_gain: float

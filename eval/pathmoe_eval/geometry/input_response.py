@@ -28,7 +28,7 @@ class InputResponse:
     confidence: float
     """Mean over tokens of the highest softmax of the logits (Equation 12 of arXiv 2604.09780, the natural reading)."""
     logit_size: float
-    """RMS of the logits, less their mean over the experts."""
+    """RMS of the logits, less their mean over the experts (our choice: what confidence grows with)."""
     alignment: float | None
     """Energy of the logits over that of random routers, see `Alignment`; None for a router without a matrix."""
     state_energy: float

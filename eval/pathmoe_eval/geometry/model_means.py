@@ -23,9 +23,9 @@ _OF_LAYERS = {
         "explained_logits": "token_pairs.explained.share.logits",
         "overlap_same_token": "token_pairs.same_token.overlap",
         "overlap_any": "token_pairs.explained.mean_overlap",
-        "usage_by_row": "sequences.correlation.pooled_row.value",
-        "usage_by_null": "sequences.correlation.pooled_null.value",
-        "usage_by_full": "sequences.correlation.pooled_full.value",
+        "usage_by_row": "sequences.correlation.pooled_row.usage_cosine.value",
+        "usage_by_null": "sequences.correlation.pooled_null.usage_cosine.value",
+        "usage_by_full": "sequences.correlation.pooled_full.usage_cosine.value",
     },
     "probes": {
         "expert_control": "probes.accuracy.expert.control.accuracy",

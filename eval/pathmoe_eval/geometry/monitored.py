@@ -46,8 +46,9 @@ class GeometrySums:
     @torch.compiler.disable
     def _see(self, layer: int, block: nn.Module, args: tuple[Any, ...]) -> None:
         x_TD = args[0].detach().flatten(0, -2).float()
-        # Multiplied where the states are, which are far larger than the product.
-        sum_D, gram_DD = (of_chunk.cpu().double().numpy() for of_chunk in (x_TD.sum(dim=0), x_TD.T @ x_TD))
+        # Multiplied where the states are, which are far larger than the product; in fp32 under any precision.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            sum_D, gram_DD = (of_chunk.cpu().double().numpy() for of_chunk in (x_TD.sum(dim=0), x_TD.T @ x_TD))
         self.moments[layer].add(len(x_TD), sum_D, gram_DD)
 
     def merge(self, other: GeometrySums) -> None:

@@ -23,7 +23,10 @@ from pathmoe_eval.perturbations.pruned_experts import pruned_experts
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedLoss:
-    """The last layers pruned, so many of them."""
+    """The last layers pruned, so many of them; the figure's exact form is unknown, this is our reading.
+
+    A model's own completions were drawn from it as it is, so that any other model must expect more loss on them.
+    """
 
     num_layers: int
     """Layers with a router of their own that are pruned, and with them those that take over their decisions; 0 for the

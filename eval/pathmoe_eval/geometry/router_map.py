@@ -35,7 +35,8 @@ class RouterMap:
     """linear: logits are a product of its matrix and the state. cosine: they are that product over a norm.
     recurrent: the state enters through a projection, and logits are of what a GRU makes of it."""
     centred_ED: Matrix | None
-    """The matrix, its rows less their mean: of a cosine router that of the numerator; None for a recurrent one."""
+    """The matrix, its rows less their mean: of a cosine router that of the numerator, without the norm and without what
+    the projection's bias adds for all tokens alike; None for a recurrent one."""
     visible_RD: Matrix
     """Orthonormal rows that span what logits depend on, up to one number added to all: of a linear router the row space
     of `centred_ED`; else, since norms and gates see all of it, that of the projection (our reading). Its complement is

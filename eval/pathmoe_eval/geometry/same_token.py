@@ -17,7 +17,7 @@ from pathmoe_eval.geometry.pairs import TokenPairs
 
 @dataclass(frozen=True, kw_only=True)
 class SameToken:
-    """Pairs of occurrences of one token id beside pairs of any tokens."""
+    """Pairs of occurrences of one token id beside pairs of any tokens; how the paper counts overlap is our reading."""
 
     num_pairs: int
     overlap: float

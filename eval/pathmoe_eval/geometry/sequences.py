@@ -22,6 +22,7 @@ STATES = ("pooled_full", "pooled_row", "pooled_null")
 
 _Square = NDArray[np.float64]
 _Figure = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+_Sums = Callable[[_Square, NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class SequencePairs:
     """Of pairs within a domain."""
     across: dict[str, Mean]
     """Of pairs across domains."""
-    correlation: dict[str, Mean]
-    """Pearson correlation of each of `STATES` with usage_cosine over all pairs."""
+    correlation: dict[str, dict[str, Mean]]
+    """Pearson correlation of each of `STATES` with each of `USAGES` over all pairs."""
 
 
 def sequence_pairs(
@@ -90,7 +91,10 @@ def sequence_pairs(
         domains=tuple(dict.fromkeys(domain_of_sequence)),
         within={name: _mean(square, is_within_MM, counts_RM) for name, square in similarity.items()},
         across={name: _mean(square, ~is_within_MM, counts_RM) for name, square in similarity.items()},
-        correlation={name: _correlation(similarity[name], similarity["usage_cosine"], counts_RM) for name in STATES},
+        correlation={
+            states: {usage: _correlation(similarity[states], similarity[usage], counts_RM) for usage in USAGES}
+            for states in STATES
+        },
     )
 
 
@@ -120,6 +124,7 @@ def overlap_of_trajectories(
     jaccard_MM = _jaccards(top_p_sets(usage_ME))
     _, problem_M = np.unique(problems, return_inverse=True)
     counts_RM = _resamples(int(problem_M.max()) + 1, num_resamples, seed)[:, problem_M]
+    sums = {"same": _sums_of_problems, "different": _pair_sums}
     is_same = {}
     for name, labels in (("problem", problems), ("author", authors)):
         names = np.array(labels)
@@ -129,6 +134,7 @@ def overlap_of_trajectories(
             jaccard_MM,
             (is_same["problem"] == (of_problem == "same")) & (is_same["author"] == (of_author == "same")),
             counts_RM,
+            sums[of_problem],
         )
         for of_problem in ("same", "different")
         for of_author in ("same", "different")
@@ -184,15 +190,25 @@ def _resamples(num_sequences: int, num_resamples: int, seed: int) -> NDArray[np.
 
 def _pair_sums(square_MM: _Square, counts_RM: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sum over ordered pairs of different sequences, each as often as both were drawn: [R]."""
-    beside_diagonal_MM = square_MM - np.diag(np.diag(square_MM))
-    return np.asarray(((counts_RM @ beside_diagonal_MM) * counts_RM).sum(axis=1))
+    return np.asarray(((counts_RM @ _beside_diagonal(square_MM)) * counts_RM).sum(axis=1))
 
 
-def _mean(square_MM: _Square, is_counted_MM: NDArray[np.bool_], counts_RM: NDArray[np.float64]) -> Mean:
+def _sums_of_problems(square_MM: _Square, counts_RM: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum over ordered pairs of different texts of one problem, each as often as the problem was drawn: [R]."""
+    return np.asarray(counts_RM @ _beside_diagonal(square_MM).sum(axis=1))
+
+
+def _beside_diagonal(square_MM: _Square) -> _Square:
+    return np.asarray(square_MM - np.diag(np.diag(square_MM)))
+
+
+def _mean(
+    square_MM: _Square, is_counted_MM: NDArray[np.bool_], counts_RM: NDArray[np.float64], sums: _Sums = _pair_sums
+) -> Mean:
     def means(counts_RM: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore", divide="ignore"):
-            numbers_R = _pair_sums(is_counted_MM.astype(np.float64), counts_RM)
-            return np.asarray(_pair_sums(square_MM * is_counted_MM, counts_RM) / numbers_R)
+            numbers_R = sums(is_counted_MM.astype(np.float64), counts_RM)
+            return np.asarray(sums(square_MM * is_counted_MM, counts_RM) / numbers_R)
 
     return _with_interval(means, counts_RM)
 

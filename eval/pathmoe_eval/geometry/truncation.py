@@ -20,7 +20,7 @@ from pathmoe_eval.geometry.router_map import Matrix
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
-    """Agreement of ranked experts under truncated states."""
+    """Agreement of ranked experts under truncated states; the figure's exact form is unknown, this is our reading."""
 
     num_tokens: int
     kept: tuple[int, ...]

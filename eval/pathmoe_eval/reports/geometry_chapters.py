@@ -9,6 +9,7 @@ from pathmoe_eval.reports.geometry_figures import (
     agreement_figure,
     alignment_figure,
     block_figure,
+    block_step_figure,
     explained_figure,
     logit_distance_figure,
     overlap_figure,
@@ -30,6 +31,11 @@ from pathmoe_eval.reports.page import Cell, Chapter, Panel, Table
 Section = Mapping[str, Any]
 
 _SHARED = ("state_energy", "logit_energy", "mean_state_energy", "mean_logit_energy", "mean_cosine")
+_USAGES = {
+    "usage_cosine": "the cosine of visit shares",
+    "top_p_jaccard": "which experts hold 0.8 of the visits",
+    "mask_overlap": "what tokens have in common",
+}
 _PROBED = {"expert": "this layer's expert", "next expert": "the next layer's expert", "token": "the token"}
 
 
@@ -153,11 +159,14 @@ def _sequence_panels(layers: Sequence[Section], tokens: int) -> list[Panel]:
             reading="Cosine of the mean states of pairs of sequences, in each space.",
             num_tokens=tokens,
         ),
-        Panel(
-            title="Do mean states tell it?",
-            figure=sequence_correlation_figure(layers),
-            reading="Correlation over pairs of the cosine of mean states, in each space, with that of usage.",
-            num_tokens=tokens,
+        *(
+            Panel(
+                title=f"Do mean states tell {name}?",
+                figure=sequence_correlation_figure(layers, usage),
+                reading="Correlation over pairs of the cosine of mean states, in each space, with this similarity.",
+                num_tokens=tokens,
+            )
+            for usage, name in _USAGES.items()
         ),
     ]
     answering = [layer for layer in layers if "trajectories" in layer]
@@ -235,7 +244,14 @@ def _drift_panels(drift: Sequence[Section], tokens: int) -> list[Panel]:
             reading="Share of tokens whose highest logit is of the same expert in the first layer of a block and in a "
             "later one that shares its router, and what is predicted of it.",
             num_tokens=tokens,
-        )
+        ),
+        Panel(
+            title="Drift along a block",
+            figure=block_step_figure(of_blocks),
+            reading="RMS step of a state from the first layer of a block to a later one, over the RMS spread of "
+            "states, in what the shared router sees and in what it does not.",
+            num_tokens=tokens,
+        ),
     ]
     return [
         Panel(

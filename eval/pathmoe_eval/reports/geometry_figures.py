@@ -114,10 +114,10 @@ def _means_figure(layers: Sequence[Section], means: Mapping[str, Sequence[Sectio
     return figure
 
 
-def sequence_correlation_figure(layers: Sequence[Section]) -> go.Figure:
-    """Correlation of the cosine of mean states with that of expert usage, by layer and space."""
+def sequence_correlation_figure(layers: Sequence[Section], usage: str) -> go.Figure:
+    """Correlation of the cosine of mean states with a similarity of expert usage, by layer and space."""
     means = {
-        name: [layer["sequences"]["correlation"][f"pooled_{space}"] for layer in layers]
+        name: [layer["sequences"]["correlation"][f"pooled_{space}"][usage] for layer in layers]
         for space, name in SPACES.items()
     }
     return _means_figure(layers, means, "correlation with usage")
@@ -222,6 +222,22 @@ def subspace_figure(pairs: Sequence[Section]) -> go.Figure:
         "MoE layers",
         "mean squared cosine",
     )
+
+
+def block_step_figure(pairs: Sequence[Section]) -> go.Figure:
+    """Steps of states from the first layer of each block to its later ones, seen and unseen, over their distance."""
+    figure = new_figure("layers from the first of the block", "step over spread")
+    for first in sorted({pair["first_layer"] for pair in pairs}):
+        of_block = [pair for pair in pairs if pair["first_layer"] == first]
+        distances = [pair["second_layer"] - first for pair in of_block]
+        for name, key, dash in (("seen", "step_row", "solid"), ("not seen", "step_null", "dash")):
+            figure.add_scatter(
+                x=distances, y=[pair[key] for pair in of_block], name=f"from layer {first}, {name}",
+                mode="lines+markers", line={"dash": dash},
+            )  # fmt: skip
+    figure.update_xaxes(dtick=1)
+    figure.update_yaxes(rangemode="tozero")
+    return figure
 
 
 def block_figure(pairs: Sequence[Section]) -> go.Figure:

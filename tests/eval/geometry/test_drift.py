@@ -72,6 +72,15 @@ def test_a_rotation_of_the_hidden_space_changes_nothing(seed: int) -> None:
     assert asdict(rotated) == pytest.approx(asdict(plain), rel=1e-6)
 
 
+def test_what_is_added_to_all_logits_of_a_token_changes_nothing() -> None:
+    states_ND, step_ND = RNG.normal(size=(2, 50, 8))
+    router, logits = linear_map(WEIGHT), (states_ND @ WEIGHT.T, (states_ND + step_ND) @ WEIGHT.T)
+    moved = (logits[0] + RNG.normal(size=(50, 1)), logits[1] + RNG.normal(size=(50, 1)))
+    states = (states_ND, states_ND + step_ND)
+    plain, added = (drift(states, of_both, (router, router), shares_router=True) for of_both in (logits, moved))
+    assert asdict(added) == pytest.approx(asdict(plain))
+
+
 def test_a_step_of_all_tokens_alike_is_common() -> None:
     states_ND = RNG.normal(size=(400, 8))
     found = drift_of(states_ND, np.broadcast_to(WEIGHT[0], states_ND.shape))

@@ -2,6 +2,7 @@
 
 # Shapes: N tokens, L MoE layers, D hidden, E experts, K experts per token, S tokens of an input.
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,34 @@ def test_layers_that_follow_are_left_out(build_moe: BuildMoE) -> None:
 def test_a_router_without_a_matrix_has_no_alignment(build_moe: BuildMoE) -> None:
     (found,) = response(build_moe("recurrent"), [2])
     assert found.alignment is None and found.logit_energy is None and 0 < found.confidence <= 1
+
+
+def test_tokens_that_look_alike_are_routed_alike_in_any_order(build_moe: BuildMoE) -> None:
+    model = build_moe("path_b4")
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight[:1].clone().expand(40, -1))
+    (found,) = response(model, [5])
+    assert found.state_energy == pytest.approx(1) and found.logit_energy == pytest.approx(1)
+    assert found.usage_within.value == pytest.approx(1) and found.usage_across.value == pytest.approx(1)
+    (turned,) = input_response(
+        model, [replace(one, token_ids_S=one.token_ids_S[::-1].copy()) for one in INPUTS], ["a", "b", "a"],
+        router_maps(model), [5],
+    )  # fmt: skip
+    assert turned.confidence == pytest.approx(found.confidence)
+
+
+def test_what_is_added_to_all_logits_changes_nothing(build_moe: BuildMoE) -> None:
+    plain, moved = build_moe("path_b4"), build_moe("path_b4")
+    with torch.no_grad():
+        moved.model.routers[1].weight.add_(torch.randn(32))
+    (before,), (after,) = response(plain, [5]), response(moved, [5])
+    for name in ("confidence", "logit_size", "alignment", "state_energy", "logit_energy"):
+        assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-4), name
+
+
+def test_a_router_that_prefers_nothing_is_as_unsure_as_can_be(build_moe: BuildMoE) -> None:
+    model = build_moe("path_b4")
+    with torch.no_grad():
+        model.model.routers[1].weight.copy_(torch.randn(32).expand(6, -1))
+    (found,) = response(model, [5])
+    assert found.confidence == pytest.approx(1 / 6, rel=1e-5) and found.logit_size < 1e-5

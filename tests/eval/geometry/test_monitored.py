@@ -13,6 +13,7 @@ from pathmoe_eval.geometry.moments import singular_directions
 from pathmoe_eval.geometry.monitored import GeometrySums
 from pathmoe_eval.geometry.router_map import router_maps
 from pathmoe_eval.geometry.state_recorder import StateRecorder
+from pathmoe_eval.traces.moe_layers import moe_layers
 from tests.eval.conftest import BuildMoE
 from tests.eval.geometry.test_moments import moments_of
 
@@ -63,6 +64,19 @@ def test_parts_add_up_and_no_hook_is_left(build_moe: BuildMoE) -> None:
         assert one.num_tokens == other.num_tokens == 36
         assert np.allclose(one.sum_D, other.sum_D, rtol=1e-9) and np.allclose(one.gram_DD, other.gram_DD, rtol=1e-9)
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == hooks
+
+
+def test_sums_are_exact_under_lower_precision(build_moe: BuildMoE) -> None:
+    model = build_moe("path_b4")
+    sums = GeometrySums(router_maps(model), 32)
+    seen: list[torch.Tensor] = []
+    block = moe_layers(model)[0].block
+    hook = block.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, -2).double()))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), sums.recording(model):
+        model(input_ids=BATCHES[0])
+    hook.remove()
+    (x_ND,) = seen
+    assert sums.moments[0].gram_DD == pytest.approx((x_ND.T @ x_ND).numpy(), rel=1e-5, abs=1e-4)
 
 
 def test_states_that_are_not_finite_end_nothing(build_moe: BuildMoE) -> None:

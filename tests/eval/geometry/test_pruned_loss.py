@@ -45,3 +45,14 @@ def test_the_most_used_are_kept() -> None:
     assert most_used(ids, 0, 6, 2) == [0, 2]
     assert most_used(ids, 1, 6, 2) == [4, 5]
     assert most_used(ids, 0, 6, 5) == [0, 1, 2, 3, 4], "of equally used ones the lower ids"
+
+
+def test_experts_that_are_one_cost_nothing_to_prune(build_moe: BuildMoE) -> None:
+    model = build_moe("path_b4")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+                weight.copy_(weight[:1].clone().expand_as(weight))
+    found = pruned_losses(model, PROMPTS, {"own": OWN}, {4: [0, 1], 8: [2, 5]}, [0, 1, 2])
+    for one in found:
+        assert one.rise_percent == pytest.approx({"prompt": 0, "own": 0}, abs=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from pathmoe_eval.geometry.router_map import linear_map
 from pathmoe_eval.geometry.sequences import overlap_of_trajectories, sequence_pairs, similarities, top_p_sets
@@ -84,7 +85,8 @@ def test_domains_that_the_router_sees_are_routed_apart() -> None:
     assert (found.num_sequences, found.domains) == (16, ("math", "code"))
     assert found.within["pooled_row"].value > 0.9 > -0.9 > found.across["pooled_row"].value
     assert found.within["usage_cosine"].value > found.across["usage_cosine"].value + 0.2
-    assert found.correlation["pooled_row"].value > 0.95
+    assert found.correlation["pooled_row"]["usage_cosine"].value > 0.95
+    assert min(of_usage.value for of_usage in found.correlation["pooled_row"].values()) > 0.7
     low, high = found.within["usage_cosine"].interval
     assert low <= found.within["usage_cosine"].value <= high < low + 0.1
 
@@ -94,7 +96,7 @@ def test_domains_that_the_router_does_not_see_are_routed_alike() -> None:
     found = sequence_pairs(pooled_MD, usage_ME, 2, domains, linear_map(weight_ED))
     assert found.across["pooled_full"].value < -0.8 and found.across["pooled_null"].value < -0.9
     assert found.across["usage_cosine"].value == pytest.approx(found.within["usage_cosine"].value, abs=0.01)
-    assert abs(found.correlation["pooled_null"].value) < 0.2
+    assert abs(found.correlation["pooled_null"]["usage_cosine"].value) < 0.2
 
 
 def test_states_that_a_router_does_not_see_have_no_cosine_there() -> None:
@@ -110,15 +112,16 @@ def test_means_are_over_pairs_of_different_sequences() -> None:
     usage_ME, pooled_MD = rng.dirichlet(np.ones(5), 7), rng.normal(size=(7, 4))
     domains, router = ["a", "b", "a", "c", "b", "a", "a"], linear_map(rng.normal(size=(5, 4)))
     found = sequence_pairs(pooled_MD, usage_ME, 1, domains, router)
-    square = similarities(pooled_MD, usage_ME, 1, router)["usage_cosine"]
+    similarity = similarities(pooled_MD, usage_ME, 1, router)
+    square = similarity["usage_cosine"]
     pairs = [(i, j) for i in range(7) for j in range(i)]
     within = [square[i, j] for i, j in pairs if domains[i] == domains[j]]
     across = [square[i, j] for i, j in pairs if domains[i] != domains[j]]
     assert found.within["usage_cosine"].value == pytest.approx(np.mean(within))
     assert found.across["usage_cosine"].value == pytest.approx(np.mean(across))
-    states = similarities(pooled_MD, usage_ME, 1, router)["pooled_full"]
-    expected = np.corrcoef([states[i, j] for i, j in pairs], [square[i, j] for i, j in pairs])[0, 1]
-    assert found.correlation["pooled_full"].value == pytest.approx(expected)
+    for usage, of_usage in found.correlation["pooled_full"].items():
+        of_pairs = [[similarity[name][i, j] for i, j in pairs] for name in ("pooled_full", usage)]
+        assert of_usage.value == pytest.approx(np.corrcoef(of_pairs)[0, 1])
 
 
 def test_the_interval_is_that_of_resampled_sequences() -> None:
@@ -171,3 +174,14 @@ def test_trajectories_are_told_by_problem_and_author() -> None:
     assert found["same problem, different author"].value == pytest.approx(np.mean(same))
     alone = overlap_of_trajectories(usage_ME, problems, ["a"] * 6)
     assert alone["same problem, different author"].value is None
+
+
+def test_the_interval_of_texts_of_one_problem_is_that_of_resampled_problems() -> None:
+    # On half of 16 problems all three authors use one expert, on the others each has one of its own.
+    usage_ME = np.eye(3)[[0, 0, 0] * 8 + [0, 1, 2] * 8]
+    problems = [str(problem) for problem in range(16) for _ in range(3)]
+    found = overlap_of_trajectories(usage_ME, problems, ["a", "b", "c"] * 16, num_resamples=4000)
+    # The share of problems of the first kind among those drawn is binomial.
+    expected = binom(16, 0.5).ppf([0.025, 0.975]) / 16
+    assert found["same problem, different author"].value == 0.5
+    assert found["same problem, different author"].interval == pytest.approx(expected)

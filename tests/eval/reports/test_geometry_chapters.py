@@ -19,7 +19,7 @@ def test_every_layer_has_a_row(geometry_section: dict[str, Any]) -> None:
 
 
 def test_all_parts_of_a_linear_router_are_shown(geometry_section: dict[str, Any]) -> None:
-    assert len(titles(geometry_section)) == 19
+    assert len(titles(geometry_section)) == 21
     assert [chapter.title for chapter in geometry_chapters(geometry_section)][-1] == "From layer to layer"
 
 
@@ -35,8 +35,9 @@ def test_what_a_recurrent_router_lacks_is_left_out(geometry_section: dict[str, A
     assert shown == [
         "What explains common experts", "Logits over states, layer 1", "Common experts over distance, layer 1",
         "Usage of experts by pairs of sequences", "Experts that hold 0.8 of the visits",
-        "Experts that two tokens of them have in common", "How alike mean states are", "Do mean states tell it?",
-        "Energy along the shared direction",
+        "Experts that two tokens of them have in common", "How alike mean states are",
+        "Do mean states tell the cosine of visit shares?", "Do mean states tell which experts hold 0.8 of the visits?",
+        "Do mean states tell what tokens have in common?", "Energy along the shared direction",
     ]  # fmt: skip
     (table,) = geometry_chapters(section)[0].parts
     assert isinstance(table, Table) and [cell == UNDEFINED for cell in table.rows[0][3:]] == [

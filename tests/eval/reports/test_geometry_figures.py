@@ -8,6 +8,7 @@ from pathmoe_eval.reports.geometry_figures import (
     agreement_figure,
     alignment_figure,
     block_figure,
+    block_step_figure,
     explained_figure,
     logit_distance_figure,
     overlap_figure,
@@ -57,8 +58,9 @@ def test_lines_over_layers_are_the_figures_of_layers(layers: list[dict[str, Any]
     for where in ("within", "across"):
         expected = [one["sequences"][where]["pooled_null"]["value"] for one in layers]
         assert pooled[f"its null space, {where} domains"] == expected
-    correlation = lines(sequence_correlation_figure(layers))
-    assert correlation["whole space"] == [one["sequences"]["correlation"]["pooled_full"]["value"] for one in layers]
+    for usage in ("usage_cosine", "top_p_jaccard", "mask_overlap"):
+        expected = [one["sequences"]["correlation"]["pooled_full"][usage]["value"] for one in layers]
+        assert lines(sequence_correlation_figure(layers, usage))["whole space"] == expected
     shared = lines(shared_direction_figure(layers))
     assert shared["of logits"] == [one["shared_direction"]["logit_energy"] for one in layers]
     assert shared["mean of logits"] == [one["shared_direction"]["mean_logit_energy"] for one in layers]
@@ -98,10 +100,13 @@ def test_pairs_of_layers_have_their_names(geometry_section: dict[str, Any]) -> N
 
 
 def test_a_block_is_followed_from_its_first_layer() -> None:
-    step = {"agreement_null": 0.1, "predicted_agreement": 0.5}
+    step = {"agreement_null": 0.1, "predicted_agreement": 0.5, "step_null": 0.8}
     pairs = [
-        step | {"first_layer": 4, "second_layer": 5, "agreement": 0.9},
-        step | {"first_layer": 4, "second_layer": 6, "agreement": 0.7},
+        step | {"first_layer": 4, "second_layer": 5, "agreement": 0.9, "step_row": 0.3},
+        step | {"first_layer": 4, "second_layer": 6, "agreement": 0.7, "step_row": 0.4},
     ]
+    steps = block_step_figure(pairs)
+    assert lines(steps) == {"from layer 4, seen": [0.3, 0.4], "from layer 4, not seen": [0.8, 0.8]}
+    assert list(steps.data[0].x) == [1, 2]
     figure = block_figure(pairs)
     assert lines(figure)["from layer 4, measured"] == [0.9, 0.7] and list(figure.data[0].x) == [1, 2]
