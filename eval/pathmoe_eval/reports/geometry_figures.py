@@ -13,6 +13,7 @@ Section = Mapping[str, Any]
 
 SPACES = {"full": "whole space", "row": "row space of the router", "null": "its null space"}
 PARTS = {"control": "control (row space)", "content": "content (null space)"}
+_SOLID, _DASHED = {"dash": "solid"}, {"dash": "dash"}
 
 
 def explained_figure(layers: Sequence[Section]) -> go.Figure:
@@ -224,35 +225,28 @@ def subspace_figure(pairs: Sequence[Section]) -> go.Figure:
     )
 
 
-def block_step_figure(pairs: Sequence[Section]) -> go.Figure:
-    """Steps of states from the first layer of each block to its later ones, seen and unseen, over their distance."""
-    figure = new_figure("layers from the first of the block", "step over spread")
-    for first in sorted({pair["first_layer"] for pair in pairs}):
-        of_block = [pair for pair in pairs if pair["first_layer"] == first]
-        distances = [pair["second_layer"] - first for pair in of_block]
-        for name, key, dash in (("seen", "step_row", "solid"), ("not seen", "step_null", "dash")):
-            figure.add_scatter(
-                x=distances, y=[pair[key] for pair in of_block], name=f"from layer {first}, {name}",
-                mode="lines+markers", line={"dash": dash},
-            )  # fmt: skip
-    figure.update_xaxes(dtick=1)
-    figure.update_yaxes(rangemode="tozero")
-    return figure
-
-
 def block_figure(pairs: Sequence[Section]) -> go.Figure:
     """Agreement of the first layer of each block with its later ones, measured and predicted, over their distance."""
-    figure = new_figure("layers from the first of the block", "share of tokens")
+    lines = {"measured": ("agreement", _SOLID), "predicted": ("predicted_agreement", _DASHED)}
+    return _along_blocks(pairs, {**lines, "by chance": ("agreement_null", CHANCE)}, "share of tokens")
+
+
+def block_step_figure(pairs: Sequence[Section]) -> go.Figure:
+    """Steps of states from the first layer of each block to its later ones, seen and unseen, over their distance."""
+    lines = {"seen": ("step_row", _SOLID), "not seen": ("step_null", _DASHED)}
+    return _along_blocks(pairs, lines, "step over spread")
+
+
+def _along_blocks(pairs: Sequence[Section], lines: Mapping[str, tuple[str, Section]], title: str) -> go.Figure:
+    """For each block the lines by name, each with its figure of a pair and its style."""
+    figure = new_figure("layers from the first of the block", title)
     for first in sorted({pair["first_layer"] for pair in pairs}):
         of_block = [pair for pair in pairs if pair["first_layer"] == first]
-        distances = [pair["second_layer"] - first for pair in of_block]
-        for name, key, dash in (("measured", "agreement", "solid"), ("predicted", "predicted_agreement", "dash")):
+        for name, (key, line) in lines.items():
             figure.add_scatter(
-                x=distances, y=[pair[key] for pair in of_block], name=f"from layer {first}, {name}",
-                mode="lines+markers", line={"dash": dash},
+                x=[pair["second_layer"] - first for pair in of_block], y=[pair[key] for pair in of_block],
+                name=f"from layer {first}, {name}", mode="lines" if line is CHANCE else "lines+markers", line=line,
             )  # fmt: skip
-        nulls = [pair["agreement_null"] for pair in of_block]
-        figure.add_scatter(x=distances, y=nulls, name=f"from layer {first}, by chance", mode="lines", line=CHANCE)
     figure.update_xaxes(dtick=1)
     figure.update_yaxes(rangemode="tozero")
     return figure
