@@ -247,10 +247,10 @@ def test_a_trace_may_lie_in_the_folder_and_a_part_of_a_run_may_be_known(make_rep
     [
         ("{", r"\(no JSON\) must be the report.json"),
         ("[]", r"\(without format, run and sections\)"),
-        ('{"format": 2, "run": {}}', r"\(without format, run and sections\)"),
-        ('{"format": 2, "run": [], "sections": {}}', r"\(without format, run and sections\)"),
-        ('{"format": 1, "run": {}, "sections": {}}', r"format \(1\) must be 2"),
-        ('{"format": 2, "run": {"command": "", "model": ""}, "sections": {}}', r"run \(without data\)"),
+        ('{"format": 3, "run": {}}', r"\(without format, run and sections\)"),
+        ('{"format": 3, "run": [], "sections": {}}', r"\(without format, run and sections\)"),
+        ('{"format": 2, "run": {}, "sections": {}}', r"format \(2\) must be 3"),
+        ('{"format": 3, "run": {"command": "", "model": ""}, "sections": {}}', r"run \(without data\)"),
     ],
 )
 def test_what_is_no_report_is_refused(text: str, rule: str, tmp_path: Path) -> None:

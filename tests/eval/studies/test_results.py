@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pathmoe.training.run_record import RunRecord
+from pathmoe_eval.reports.report import FORMAT
 from pathmoe_eval.studies.plan import plan_variants
 from pathmoe_eval.studies.results import read_result
 from pathmoe_eval.studies.run_result import RunResult
@@ -32,7 +33,7 @@ DOCUMENTS = [
 
 def write_report(folder: Path, sections: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps({"format": 2, "run": RUN, "sections": sections}))
+    (folder / "report.json").write_text(json.dumps({"format": FORMAT, "run": RUN, "sections": sections}))
 
 
 def write_run(run: StudyRun, bits_per_byte: float) -> None:

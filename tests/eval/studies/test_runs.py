@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from pathmoe_eval.reports.report import FORMAT
 from pathmoe_eval.studies.plan import plan_variants
 from pathmoe_eval.studies.run_key import Origin, run_key
 from pathmoe_eval.studies.runs import StudyRun, study_runs
@@ -68,7 +69,7 @@ def test_a_run_lacks_what_is_not_there(write_study: WriteStudy) -> None:
     ):
         assert place is not None
         place.mkdir(exist_ok=True)
-        (place / "report.json").write_text(json.dumps({"format": 2, "run": about, "sections": {section: {}}}))
+        (place / "report.json").write_text(json.dumps({"format": FORMAT, "run": about, "sections": {section: {}}}))
         assert run.commands() == left
     assert run.is_finished and run.state() == "finished"
     assert run.perturbation_folder is not None
