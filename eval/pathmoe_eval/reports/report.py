@@ -118,7 +118,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if "format" not in report or not all(isinstance(found, dict) for found in parts):
         raise ValueError(f"{path} (without format, run and sections) must be the report.json of a report; give that")
     if report["format"] != FORMAT:
-        raise ValueError(f"{path}: format ({report['format']}) must be {FORMAT}; write the report into another folder")
+        raise ValueError(f"{path}: format ({report['format']}) must be {FORMAT}; remove it and write it again")
     missing = [key for key in ("command", *_ALWAYS_KNOWN) if key not in report["run"]]
     if missing:
         raise ValueError(f"{path}: run (without {missing[0]}) must say what was evaluated; write the report again")
